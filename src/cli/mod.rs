@@ -5,6 +5,7 @@ pub mod chat;
 pub mod eval;
 pub mod output;
 pub mod quantize;
+mod quantize_tables;
 pub mod run;
 
 use std::io::{ErrorKind, Write};

@@ -7,13 +7,14 @@ use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
 
 use clap::{Parser, ValueEnum};
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pollster::block_on;
 use serde_json::json;
 
 use super::output::STDOUT;
+use super::quantize_tables::{plan_json, plan_text, report_text, sizes_json, sizes_text};
 use super::{interrupt_flag, note};
+use crate::backend::cpu::Cpu;
 use crate::backend::{self, Backend};
 use crate::checkpoint::Checkpoint;
 use crate::format::partial_path;
@@ -21,7 +22,10 @@ use crate::generate::Tokenizer;
 use crate::model::arch::Role;
 use crate::model::{Model, Source};
 use crate::quantize::text::{self, TextSize};
-use crate::quantize::{Activations, Item, Options, Plan, Report, Rules, Target, run as quantize};
+use crate::quantize::{
+    Activations, Fitted, Fitter, Inputs, Item, Moments, Options, Plan, Rules, Sensitivities, Size, Target,
+    run as quantize,
+};
 use crate::{Error, Result, with_backend};
 
 /// Compress a language model by product quantization.
@@ -36,14 +40,33 @@ pub struct QuantizeArgs {
     #[arg(value_name = "SRC")]
     source: PathBuf,
     /// File to write; its name ends in .fasq
-    #[arg(short, long, value_name = "OUT.fasq", required_unless_present = "plan_only")]
+    #[arg(short, long, value_name = "OUT.fasq", required_unless_present_any = ["plan_only", "sizes"])]
     out: Option<PathBuf>,
     /// What the other options start from
     #[arg(long, value_enum, default_value_t = Preset::Default)]
     preset: Preset,
     /// Of the linear layers
-    #[arg(long, value_name = "SPEC")]
+    #[arg(long, value_name = "SPEC", conflicts_with_all = ["size", "bpw", "sizes"])]
     pq: Option<Target>,
+    /// Make the file so large at most (31%, 5.5GB, 700MB): each matrix gets what lowers the loss most
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["bpw", "sizes"])]
+    size: Option<Size>,
+    /// The same in bits of the file over weights of the model
+    #[arg(long, value_name = "BITS", value_parser = bits, conflicts_with = "sizes")]
+    bpw: Option<f64>,
+    /// Print what each of these sizes would be made of and stop; without sizes, a range of them
+    #[arg(long, value_name = "SIZE,...", num_args = 0.., value_delimiter = ',')]
+    sizes: Option<Vec<Size>>,
+    /// One spec for all matrices, as in the FASQ paper, instead of one for each
+    #[arg(long)]
+    uniform: bool,
+    /// How much each matrix matters for a size: `typical`, known from another model; `self`, measured on text that the
+    /// model writes; FILE, which --save-sensitivity wrote
+    #[arg(long, value_name = "typical|self|FILE", default_value = "typical")]
+    sensitivity: Learn,
+    /// Keep the sensitivities for other sizes
+    #[arg(long, value_name = "FILE.json")]
+    save_sensitivity: Option<PathBuf>,
     /// Of the output head, where it is not the embedding
     #[arg(long, value_name = "SPEC")]
     head: Option<Target>,
@@ -115,11 +138,36 @@ impl FromStr for Feedback {
     }
 }
 
+fn bits(text: &str) -> Result<f64> {
+    let bits = text.parse().ok().filter(|bits| (0.1..=32.0).contains(bits));
+    bits.ok_or_else(|| Error::mismatch("--bpw", "bits a weight, from 0.1 to 32", format!("{text:?}")))
+}
+
 fn tensor_rule(text: &str) -> Result<(String, Target)> {
     let (pattern, spec) = text
         .rsplit_once('=')
         .ok_or_else(|| Error::mismatch("--tensor", "PATTERN=SPEC", format!("{text:?}")))?;
     Ok((pattern.to_owned(), spec.parse()?))
+}
+
+/// Where the solver learns what matters.
+#[derive(Clone, Debug, PartialEq)]
+enum Learn {
+    Typical,
+    Own,
+    File(PathBuf),
+}
+
+impl FromStr for Learn {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "typical" => Self::Typical,
+            "self" => Self::Own,
+            path => Self::File(path.into()),
+        })
+    }
 }
 
 /// Runs the command.
@@ -130,97 +178,200 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     super::set_threads(args.threads)?;
     let source = Source::Checkpoint(Checkpoint::open(&args.source)?);
     let Source::Checkpoint(checkpoint) = &source else {
-        return Err(Error::mismatch(
-            args.source.display().to_string(),
-            "a Hugging Face model folder",
-            "a file",
-        ));
+        return Err(Error::mismatch(args.source.display().to_string(), "a model folder", "a file"));
     };
-    let plan = Plan::new(checkpoint, &rules(&args, checkpoint)?)?;
-    let (file_len, fp16) = (plan.layout.file_len(), plan.fp16_bytes());
-    let talk = !args.quiet && !args.json;
-    if talk {
-        print(&plan_text(&plan, file_len))?;
-    }
-    let Some(out) = args.out.as_deref().filter(|_| !args.plan_only) else {
-        if args.json {
-            print(&json!({ "bytes": file_len, "fp16_bytes": fp16 }).to_string())?;
-        }
-        return Ok(());
-    };
-    let stop = interrupt_flag()?;
-    let bar = progress_bar(plan.quantized_elements(), talk);
-    let progress = |name: &str, weights: usize| {
-        bar.set_message(name.to_owned());
-        bar.inc(weights as u64);
-    };
-    let options = Options { resume: args.resume, stop, progress: &progress };
     let feedback = args.feedback.clone().unwrap_or(match args.preset {
         Preset::Default => Feedback::Own,
         Preset::Paper => Feedback::None,
     });
-    let report = if feedback == Feedback::None {
-        quantize(checkpoint, &plan, out, &options, None)
-    } else {
-        with_backend!(backend::choose(&args.backend)?, |backend| {
-            let model = Model::load(backend, &source)?;
-            let text = feedback_text(&args, &feedback, &model, &source, stop, talk)?;
-            let mut inputs = Activations::new(&model, &text, stop)?;
-            quantize(checkpoint, &plan, out, &options, Some(&mut inputs))
-        })
-    };
-    bar.finish_and_clear();
-    if matches!(report, Err(Error::Interrupted | Error::Io { .. })) && !args.quiet {
-        note(&format!("{} keeps what is done: --resume continues it", partial_path(out).display()));
+    let feedback = if args.out.is_none() || args.plan_only { Feedback::None } else { feedback };
+    let job = Job { args: &args, source: &source, checkpoint, feedback, stop: interrupt_flag()? };
+    if job.feedback == Feedback::None && args.sensitivity != Learn::Own {
+        return job.run::<Cpu>(None);
     }
-    let report = report?;
-    if args.json {
-        print(&json!(report).to_string())?;
-    } else if talk {
-        print(&report_text(&report, out))?;
-    }
-    Ok(())
+    with_backend!(backend::choose(&args.backend)?, |backend| job.run(Some(&Model::load(backend, &source)?)))
 }
 
-/// The text that feedback learns from.
-fn feedback_text<B: Backend>(
-    args: &QuantizeArgs,
-    feedback: &Feedback,
-    model: &Model<B>,
-    source: &Source,
-    stop: &AtomicBool,
-    talk: bool,
-) -> Result<Vec<Vec<u32>>> {
-    let size = TextSize { sequences: args.sequences as usize, length: args.length as usize, seed: args.seed };
-    if let Feedback::File(path) = feedback {
-        let tokenizer = source.assets().tokenizer.as_ref();
-        let tokenizer = tokenizer.ok_or_else(|| Error::invalid("tokenizer.json", "the model has none"))?;
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let tokens = Tokenizer::new(tokenizer, model.config().vocab)?.encode(&text, false)?;
-        return text::cut(&tokens, model.config(), size);
-    }
-    let bar = progress_bar(size.tokens(model.config()), talk);
-    bar.set_message("the model writes text for feedback");
-    let text = block_on(text::write(model, size, stop, &|tokens| bar.inc(tokens as u64)));
-    bar.finish_and_clear();
-    text
+/// What one call does.
+struct Job<'a> {
+    args: &'a QuantizeArgs,
+    source: &'a Source,
+    checkpoint: &'a Checkpoint,
+    feedback: Feedback,
+    stop: &'a AtomicBool,
 }
 
-fn rules(args: &QuantizeArgs, checkpoint: &Checkpoint) -> Result<Rules> {
-    let preset = match args.preset {
-        Preset::Default => Rules::universal(),
-        Preset::Paper => Rules::paper(),
-    };
-    if args.head.is_some() && !checkpoint.contains("lm_head.weight") {
-        return Err(Error::invalid("--head", "this model's output head is its embedding: use --embed"));
+impl Job<'_> {
+    /// Plans and, if there is a file to write, quantizes; `model` is the unquantized one, where it is needed.
+    fn run<B: Backend + Clone>(&self, model: Option<&Model<B>>) -> Result<()> {
+        let (args, talk) = (self.args, self.talks());
+        let text = model.map(|model| self.text(model)).transpose()?;
+        let known = model.zip(text.as_deref());
+        let rules = self.rules()?;
+        let fitted = if self.sizes().is_empty() { None } else { Some(self.fit(&rules, known)?) };
+        if args.sizes.is_some() {
+            return match fitted {
+                Some(fitted) if args.json => print(&sizes_json(&fitted).to_string()),
+                fitted => print(&sizes_text(&fitted.unwrap_or_default())),
+            };
+        }
+        let fitted = fitted.and_then(|mut fitted| fitted.pop());
+        let loss = fitted.as_ref().map(|fitted| fitted.loss);
+        let plan = match fitted {
+            Some(fitted) => fitted.plan,
+            None => Plan::new(self.checkpoint, &rules)?,
+        };
+        if talk {
+            print(&plan_text(&plan, loss, self.memory(&plan)))?;
+        }
+        let Some(out) = args.out.as_deref().filter(|_| !args.plan_only) else {
+            return if args.json { print(&plan_json(&plan, loss).to_string()) } else { Ok(()) };
+        };
+        let bar = progress_bar(plan.quantized_elements(), talk);
+        let progress = |name: &str, weights: usize| {
+            bar.set_message(name.to_owned());
+            bar.inc(weights as u64);
+        };
+        let options = Options { resume: args.resume, stop: self.stop, progress: &progress };
+        let mut inputs = match known.filter(|_| self.feedback != Feedback::None) {
+            Some((model, text)) => Some(Activations::new(model, text, self.stop)?),
+            None => None,
+        };
+        let inputs = inputs.as_mut().map(|inputs| inputs as &mut dyn Inputs);
+        let report = quantize(self.checkpoint, &plan, out, &options, inputs);
+        bar.finish_and_clear();
+        if matches!(report, Err(Error::Interrupted | Error::Io { .. })) && !args.quiet {
+            note(&format!("{} keeps what is done: --resume continues it", partial_path(out).display()));
+        }
+        let report = report?;
+        if args.json {
+            print(&json!(report).to_string())?;
+        } else if talk {
+            print(&report_text(&report, out))?;
+        }
+        Ok(())
     }
-    Ok(Rules {
-        linear: args.pq.unwrap_or(preset.linear),
-        embed: args.embed.unwrap_or(preset.embed),
-        head: args.head.unwrap_or(preset.head),
-        tensors: args.tensors.clone(),
-    })
+
+    /// Whether a person reads along.
+    fn talks(&self) -> bool {
+        !self.args.quiet && !self.args.json
+    }
+
+    /// Bytes of memory that feedback takes for the widest input's moments.
+    fn memory(&self, plan: &Plan) -> Option<usize> {
+        let widest = plan.items.iter().filter(|item| item.input.is_some()).map(|item| item.shape[1]).max();
+        widest.filter(|_| self.feedback != Feedback::None).map(Moments::bytes)
+    }
+
+    /// The sizes that are asked for.
+    fn sizes(&self) -> Vec<Size> {
+        let one = self.args.size.or(self.args.bpw.map(Size::BitsPerWeight));
+        match &self.args.sizes {
+            Some(sizes) if sizes.is_empty() => TABLE.map(Size::Percent).to_vec(),
+            Some(sizes) => sizes.clone(),
+            None => one.into_iter().collect(),
+        }
+    }
+
+    /// The rules for each size.
+    fn fit<B: Backend + Clone>(
+        &self,
+        rules: &Rules,
+        known: Option<(&Model<B>, &[Vec<u32>])>,
+    ) -> Result<Vec<Fitted>> {
+        let args = self.args;
+        let plan = Plan::new(self.checkpoint, rules)?;
+        let sensitivities = match (&args.sensitivity, known) {
+            (Learn::File(path), _) => {
+                let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+                Sensitivities::from_json(&text).map_err(|e| Error::invalid(path.display().to_string(), e))?
+            }
+            (Learn::Own, Some((model, text))) => self.measure(&plan, model, text)?,
+            _ => Sensitivities::typical(&plan),
+        };
+        if let Some(path) = &args.save_sensitivity {
+            std::fs::write(path, sensitivities.to_json()).map_err(Error::io(path))?;
+        }
+        Fitter::new(self.checkpoint, rules.clone(), &sensitivities, args.uniform)?.fit(&self.sizes())
+    }
+
+    fn measure<B: Backend + Clone>(
+        &self,
+        plan: &Plan,
+        model: &Model<B>,
+        text: &[Vec<u32>],
+    ) -> Result<Sensitivities> {
+        let matrices = plan.items.iter().filter(|item| item.role != Role::Keep);
+        let bar = progress_bar(matrices.map(Item::elements).sum(), self.talks());
+        let progress = |name: &str, weights: usize| {
+            bar.set_message(format!("sensitivity of {name}"));
+            bar.inc(weights as u64);
+        };
+        let (probe, rest) = text.split_at(text.len().min(PROBE_SEQUENCES));
+        let mut inputs = match self.args.feedback {
+            Some(Feedback::None) => None,
+            _ => Some(Activations::new(model, &rest[..rest.len().min(2 * PROBE_SEQUENCES)], self.stop)?),
+        };
+        let inputs = inputs.as_mut().map(|inputs| inputs as &mut dyn Inputs);
+        let open = || Checkpoint::open(&self.args.source);
+        let measured = Sensitivities::measure(model, &open, plan, probe, inputs, self.stop, &progress);
+        bar.finish_and_clear();
+        measured
+    }
+
+    /// The text that the model writes, or that the user gives.
+    fn text<B: Backend>(&self, model: &Model<B>) -> Result<Vec<Vec<u32>>> {
+        let args = self.args;
+        let size =
+            TextSize { sequences: args.sequences as usize, length: args.length as usize, seed: args.seed };
+        if let Feedback::File(path) = &self.feedback {
+            let tokenizer = self.source.assets().tokenizer.as_ref();
+            let tokenizer =
+                tokenizer.ok_or_else(|| Error::invalid("tokenizer.json", "the model has none"))?;
+            let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+            let tokens = Tokenizer::new(tokenizer, model.config().vocab)?.encode(&text, false)?;
+            return text::cut(&tokens, model.config(), size);
+        }
+        let bar = progress_bar(size.tokens(model.config()), self.talks());
+        bar.set_message("the model writes text");
+        let text = block_on(text::write(model, size, self.stop, &|tokens| bar.inc(tokens as u64)));
+        bar.finish_and_clear();
+        text
+    }
+
+    fn rules(&self) -> Result<Rules> {
+        let (args, checkpoint) = (self.args, self.checkpoint);
+        let preset = match args.preset {
+            Preset::Default => Rules::universal(),
+            Preset::Paper => Rules::paper(),
+        };
+        if args.head.is_some() && !checkpoint.contains("lm_head.weight") {
+            return Err(Error::invalid("--head", "this model's output head is its embedding: use --embed"));
+        }
+        let mut rules = Rules {
+            linear: args.pq.unwrap_or(preset.linear),
+            embed: args.embed.unwrap_or(preset.embed),
+            head: args.head.unwrap_or(preset.head),
+            tensors: args.tensors.clone(),
+        };
+        if !self.sizes().is_empty() {
+            // What the user has decided is not the solver's to choose.
+            let plan = Plan::new(checkpoint, &rules)?;
+            let decided = |role, target: Option<Target>| {
+                let item = plan.items.iter().find(|item| item.role == role)?;
+                Some((item.name.clone(), target?))
+            };
+            let decided = [decided(Role::Embed, args.embed), decided(Role::Head, args.head)];
+            rules.tensors = decided.into_iter().flatten().chain(rules.tensors).collect();
+        }
+        Ok(rules)
+    }
 }
+
+/// In percent of FP16, what `--sizes` shows unless told otherwise.
+const TABLE: [f64; 9] = [18.0, 20.0, 22.5, 25.0, 27.5, 30.0, 35.0, 40.0, 50.0];
+/// Sequences that sensitivities are measured on; twice as many more make the moments.
+const PROBE_SEQUENCES: usize = 8;
 
 /// Finds out before the work whether the file can take its name.
 fn check_out(out: &Path) -> Result<()> {
@@ -244,94 +395,6 @@ fn print(text: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{text}").map_err(Error::io(STDOUT))
 }
 
-/// One line for all tensors that differ only in the number of their layer.
-fn groups<T>(items: impl Iterator<Item = (String, T)>) -> Vec<(String, Vec<T>)> {
-    let mut groups: Vec<(String, Vec<T>)> = vec![];
-    for (key, item) in items {
-        match groups.iter_mut().find(|(other, _)| *other == key) {
-            Some((_, members)) => members.push(item),
-            None => groups.push((key, vec![item])),
-        }
-    }
-    groups
-}
-
-/// A tensor's name with `*` for its layer.
-fn pattern(name: &str) -> String {
-    let parts: Vec<_> =
-        name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part }).collect();
-    parts.join(".")
-}
-
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(header);
-    table
-}
-
-fn right_align(table: &mut Table, columns: &[usize]) {
-    for &column in columns {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-}
-
-fn plan_text(plan: &Plan, file_len: u64) -> String {
-    let mut table = table(&["tensor", "", "shape", "stored as", "MB"]);
-    let key = |item: &Item| match item.role {
-        Role::Keep => "norms and other small tensors".to_owned(),
-        _ => format!("{}|{}|{:?}", pattern(&item.name), item.spec(), item.shape),
-    };
-    for (key, members) in groups(plan.items.iter().map(|item| (key(item), item))) {
-        let small = members[0].role == Role::Keep;
-        let name = key.split('|').next().unwrap_or_default();
-        let shape = if small { String::new() } else { format!("{:?}", members[0].shape) };
-        let spec = if small { "unchanged".into() } else { members[0].spec() };
-        let bytes: usize = members.iter().map(|item| item.bytes()).sum();
-        let count = if members.len() > 1 { format!("x {}", members.len()) } else { String::new() };
-        table.add_row([name, &count, &shape, &spec, &megabytes(bytes as u64)]);
-    }
-    let tensors: usize = plan.items.iter().map(Item::bytes).sum();
-    let rest = file_len.saturating_sub(tensors as u64);
-    table.add_row(["universal codebooks, tokenizer, header", "", "", "", &megabytes(rest)]);
-    right_align(&mut table, &[1, 4]);
-    format!("{table}\n{}", size_line(file_len, plan.fp16_bytes() as u64))
-}
-
-fn report_text(report: &Report, out: &Path) -> String {
-    let mut table = table(&["tensor", "", "stored as", "error mean", "max"]);
-    let key = |name: &str, spec: &str| format!("{}|{spec}", pattern(name));
-    let tensors = report.tensors.iter().map(|t| (key(&t.name, &t.spec.to_string()), t));
-    for (key, members) in groups(tensors) {
-        let name = key.split('|').next().unwrap_or_default();
-        let mean = members.iter().map(|t| t.error).sum::<f64>() / members.len() as f64;
-        let max = members.iter().map(|t| t.error).fold(0.0, f64::max);
-        let count = if members.len() > 1 { format!("x {}", members.len()) } else { String::new() };
-        let spec = members[0].spec.to_string();
-        table.add_row([name, &count, &spec, &format!("{mean:.5}"), &format!("{max:.5}")]);
-    }
-    right_align(&mut table, &[1, 3, 4]);
-    let errors = if report.tensors.is_empty() {
-        String::new()
-    } else {
-        format!("{table}\nerror: |W - W'|^2 / |W|^2\n")
-    };
-    let size = size_line(report.bytes, report.fp16_bytes);
-    let (seconds, speed) = (report.seconds, report.speed() / 1e6);
-    format!("{errors}{}: {size}\n{seconds:.1} s, {speed:.1} M weights/s", out.display())
-}
-
-fn size_line(bytes: u64, fp16: u64) -> String {
-    let percent = 100.0 * bytes as f64 / fp16 as f64;
-    format!("{} MB, {percent:.1} % of FP16 ({} MB)", megabytes(bytes), megabytes(fp16))
-}
-
-fn megabytes(bytes: u64) -> String {
-    format!("{:.2}", bytes as f64 / 1e6)
-}
-
 fn progress_bar(weights: usize, show: bool) -> ProgressBar {
     let bar = ProgressBar::new(weights as u64);
     if !show || !std::io::stderr().is_terminal() {
@@ -341,18 +404,4 @@ fn progress_bar(weights: usize, show: bool) -> ProgressBar {
         bar.set_style(style);
     }
     bar
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layers_are_grouped() {
-        assert_eq!(pattern("model.layers.12.mlp.up_proj.weight"), "model.layers.*.mlp.up_proj.weight");
-        assert_eq!(pattern("lm_head.weight"), "lm_head.weight");
-        let names = ["a.0.x", "b", "a.1.x"].map(|name| (pattern(name), name));
-        let groups = groups(names.into_iter());
-        assert_eq!(groups, [("a.*.x".into(), vec!["a.0.x", "a.1.x"]), ("b".into(), vec!["b"])]);
-    }
 }

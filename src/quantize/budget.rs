@@ -57,7 +57,7 @@ impl Budget {
         if self.cost(&chosen).bytes > bytes {
             return None;
         }
-        self.fill(&mut chosen, bytes);
+        self.fill(&mut chosen, bytes, |_, _| true);
         Some(chosen)
     }
 
@@ -79,14 +79,17 @@ impl Budget {
         Some(chosen)
     }
 
-    /// Spends what rounding left, each time where it lowers the loss most.
-    fn fill(&self, chosen: &mut [usize], bytes: u64) {
+    /// Spends what is left of `bytes`, each time where it lowers the loss most, on choices that are `allowed` for an
+    /// item.
+    pub fn fill(&self, chosen: &mut [usize], bytes: u64, allowed: impl Fn(usize, usize) -> bool) {
         loop {
-            let left = bytes - self.cost(chosen).bytes;
+            let left = bytes.saturating_sub(self.cost(chosen).bytes);
+            let allowed = &allowed;
             let better = self.items.iter().zip(&*chosen).enumerate().flat_map(|(item, (choices, &now))| {
                 let now = choices[now];
                 let fits = move |choice: &Choice| choice.bytes <= now.bytes + left && choice.loss < now.loss;
-                let gains = choices.iter().enumerate().filter(move |(_, choice)| fits(choice));
+                let gains =
+                    choices.iter().enumerate().filter(move |(i, choice)| allowed(item, *i) && fits(choice));
                 gains.map(move |(i, choice)| (now.loss - choice.loss, item, i))
             });
             match better.max_by(|a, b| a.0.total_cmp(&b.0)) {

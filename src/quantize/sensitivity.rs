@@ -238,6 +238,7 @@ mod tests {
         // Larger tables take longer to build than a test should.
         for ((d, k), expected) in DISTORTIONS.into_iter().filter(|((_, k), _)| *k <= 1024) {
             let found = measured(d, k);
+
             assert!((found / expected - 1.0).abs() < 0.02, "{d}-{k}: {found:.3e}, not {expected:.3e}");
         }
     }

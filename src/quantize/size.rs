@@ -34,7 +34,7 @@ const CODES: [(usize, usize); 16] = [
 ];
 
 /// Tries to find bytes for the file's header and tables, which depend on the choice that they are left out of.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 16;
 
 /// A file's size.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -143,31 +143,45 @@ impl<'a> Fitter<'a> {
         sizes.into_iter().map(|size| self.fit_one(&budget, size)).collect()
     }
 
-    /// Bytes that are not a free item's depend on the choice, and the choice on what they leave.
+    /// Bytes that are not a free item's, tables above all, depend on the choice, and the choice on what they leave.
     fn fit_one(&self, budget: &Budget, size: u64) -> Result<Fitted> {
         let smallest = self.fitted(budget, &budget.smallest())?;
-        let mut rest = smallest.plan.layout.file_len() - budget.cost(&budget.smallest()).bytes;
-        let mut best: Option<Fitted> = None;
+        let mut rest = self.rest(&smallest, budget, &budget.smallest());
+        let mut best = Some(smallest).filter(|smallest| smallest.plan.layout.file_len() <= size);
         for _ in 0..ROUNDS {
-            let Some(chosen) = size.checked_sub(rest).and_then(|left| budget.choose(left)) else { break };
+            let Some(mut chosen) = size.checked_sub(rest).and_then(|left| budget.choose(left)) else { break };
             let fitted = self.fitted(budget, &chosen)?;
-            let len = fitted.plan.layout.file_len();
-            let now = len - budget.cost(&chosen).bytes;
-            if len <= size && best.as_ref().is_none_or(|best| fitted.loss < best.loss) {
+            let (now, len) = (self.rest(&fitted, budget, &chosen), fitted.plan.layout.file_len());
+            if len > size {
+                rest = now.max(rest + (len - size));
+                continue;
+            }
+            // What is left goes to specs whose tables are paid for.
+            let used: Vec<Target> = chosen.iter().enumerate().map(|(i, &c)| self.target(i, c)).collect();
+            budget.fill(&mut chosen, size - now, |i, c| used.contains(&self.target(i, c)));
+            let fitted = self.fitted(budget, &chosen)?;
+            if fitted.plan.layout.file_len() <= size && best.as_ref().is_none_or(|b| fitted.loss < b.loss) {
                 best = Some(fitted);
             }
-            if now == rest {
-                break;
-            }
-            rest = now.max(rest.min(now) + 1);
+            break;
         }
-        best.or(Some(smallest).filter(|smallest| smallest.plan.layout.file_len() <= size)).ok_or_else(|| {
+        best.ok_or_else(|| {
             let least =
                 self.fitted(budget, &budget.smallest()).map(|f| f.plan.layout.file_len()).unwrap_or(0);
             let expected =
                 format!("at least {}, the smallest that this model can become", Size::Bytes(least));
             Error::mismatch("--size", expected, Size::Bytes(size))
         })
+    }
+
+    /// Bytes of the file that no free item stands for.
+    fn rest(&self, fitted: &Fitted, budget: &Budget, chosen: &[usize]) -> u64 {
+        fitted.plan.layout.file_len() - budget.cost(chosen).bytes
+    }
+
+    /// What the knapsack's item becomes by its choice.
+    fn target(&self, item: usize, choice: usize) -> Target {
+        self.free[item].1[choice]
     }
 
     /// The items of the knapsack: each free matrix, or all of them together.

@@ -92,10 +92,19 @@ impl Job<'_> {
         !self.args.quiet && !self.args.json
     }
 
-    /// Bytes of memory that feedback takes for the widest input's moments.
+    /// Bytes of memory that feedback takes: the unquantized model, the text's residual streams, the moments of the
+    /// widest input with their factorization.
     fn memory(&self, plan: &Plan) -> Option<usize> {
-        let widest = plan.items.iter().filter(|item| item.input.is_some()).map(|item| item.shape[1]).max();
-        widest.filter(|_| self.feedback != Feedback::None).map(Moments::bytes)
+        let config = self.checkpoint.config();
+        let streams = self.text_size().tokens(config) * config.hidden * size_of::<f32>();
+        let widest = plan.items.iter().filter(|item| item.input.is_some()).map(|item| item.shape[1]).max()?;
+        let bytes = plan.fp16_bytes() + streams + Moments::bytes(widest);
+        (self.feedback != Feedback::None).then_some(bytes)
+    }
+
+    fn text_size(&self) -> TextSize {
+        let args = self.args;
+        TextSize { sequences: args.sequences as usize, length: args.length as usize, seed: args.seed }
     }
 
     /// The sizes that are asked for.
@@ -157,8 +166,7 @@ impl Job<'_> {
     /// The text that the model writes, or that the user gives.
     fn text<B: Backend>(&self, model: &Model<B>) -> Result<Vec<Vec<u32>>> {
         let args = self.args;
-        let size =
-            TextSize { sequences: args.sequences as usize, length: args.length as usize, seed: args.seed };
+        let size = self.text_size();
         if let Feedback::File(path) = &self.feedback {
             let tokenizer = self.source.assets().tokenizer.as_ref();
             let tokenizer =

@@ -18,9 +18,9 @@ var<workgroup> scores: array<vec4<f32>, TILE>;
 var<workgroup> parts: array<vec4<f32>, WORKGROUP>;
 
 // The attention of one row: `base` is the first word of its slot in the caches, `y_at` of its output.
-fn attend(ids: Ids, row: u32, slot: u32, position: u32) {
+fn attend(ids: Ids, group: vec3<u32>, row: u32, slot: u32, position: u32) {
     let per_kv = params.heads / params.kv_heads;
-    let first = ids.group.x * HEADS;
+    let first = group.x * HEADS;
     // Output: element `element` of each head, over every SPLITS-th position.
     let element = ids.local % HEAD_DIM;
     let split = ids.local / HEAD_DIM;

@@ -36,19 +36,19 @@ fn element(n: u32, i: u32) -> f32 {
 }
 
 @compute @workgroup_size(256)
-fn main(ids: Ids) {
-    let token = tokens[ids.group.y];
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
+    let token = tokens[group.y];
     if (token < weight.first || token - weight.first >= weight.rows) {
         return;
     }
     let rotated = weight.rotate != 0u;
-    let first = ids.group.x * MAX_BLOCK;
+    let first = group.x * MAX_BLOCK;
     let count = min(MAX_BLOCK, params.dim - first);
     for (var i = ids.local; i < count; i += WORKGROUP) {
         block[i] = element(token - weight.first, first + i);
     }
     let scale = rotate_block(ids.local, count, weight.rotate);
     for (var i = ids.local; i < count; i += WORKGROUP) {
-        y[ids.group.y * params.dim + first + i] = scale * block[i] * select(1.0, sign_of(first + i), rotated);
+        y[group.y * params.dim + first + i] = scale * block[i] * select(1.0, sign_of(first + i), rotated);
     }
 }

@@ -23,9 +23,9 @@ var<workgroup> w_tile: array<f32, DEPTH * TILE>;
 var<workgroup> x_tile: array<f32, DEPTH * TILE>;
 
 @compute @workgroup_size(256)
-fn main(ids: Ids) {
-    let n = ids.group.x * TILE;
-    let r = ids.group.y * TILE;
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
+    let n = group.x * TILE;
+    let r = group.y * TILE;
     if (TABLE > 1u) {
         load_table(ids.local, places[n].y);
         workgroupBarrier();

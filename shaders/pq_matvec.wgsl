@@ -47,16 +47,16 @@ fn product(code: vec4<u32>, base: vec4<u32>, j: u32, row: u32, local: u32) -> ve
 }
 
 @compute @workgroup_size(256)
-fn main(ids: Ids) {
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let lane = ids.local % LANES;
-    let row = ids.group.y * weight.cols;
+    let row = group.y * weight.cols;
     let tile = 4u * (WORKGROUP / LANES);
     if (TABLE > 1u) {
-        load_table(ids.local, places[ids.group.x * TILES * tile].y);
+        load_table(ids.local, places[group.x * TILES * tile].y);
         workgroupBarrier();
     }
     for (var t = 0u; t < TILES; t++) {
-        let n = (ids.group.x * TILES + t) * tile + ids.local / LANES * 4u;
+        let n = (group.x * TILES + t) * tile + ids.local / LANES * 4u;
         let rows = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(weight.rows - 1u));
         let base = vec4<u32>(places[rows.x].y, places[rows.y].y, places[rows.z].y, places[rows.w].y);
         var dots = vec4<f32>();
@@ -89,14 +89,14 @@ fn main(ids: Ids) {
         }
         workgroupBarrier();
         if (ids.local < tile) {
-            let local_row = (ids.group.x * TILES + t) * tile + ids.local;
+            let local_row = (group.x * TILES + t) * tile + ids.local;
             if (local_row < weight.rows) {
                 let at = weight.first + local_row;
                 var v = bitcast<f32>(places[local_row].x) * sums4[ids.local / 4u * LANES][ids.local % 4u];
                 if (HAS_BIAS) {
                     v += bias[at];
                 }
-                let out = ids.group.y * params.y_stride + params.y_offset + at;
+                let out = group.y * params.y_stride + params.y_offset + at;
                 y[out] = v + select(0.0, y[out], params.accumulate != 0u);
             }
         }

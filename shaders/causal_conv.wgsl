@@ -10,7 +10,7 @@ const MAX_KERNEL = 8u;
 @group(0) @binding(4) var<storage, read_write> state: array<f32>; // [slots, channels, kernel - 1]
 @group(0) @binding(5) var<storage, read_write> y: array<f32>; // [rows, channels]
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let channel = group.x * WORKGROUP + ids.local;
     if (channel >= params.channels) {

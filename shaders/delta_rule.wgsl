@@ -35,7 +35,7 @@ fn column_sum(local: u32, part: f32) -> f32 {
     return total;
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let tiles = (params.value_dim + COLUMNS - 1u) / COLUMNS;
     let head = group.x / tiles;

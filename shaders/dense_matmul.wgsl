@@ -33,7 +33,7 @@ fn pair(n: u32, i: u32) -> vec2<f32> {
     return brains(words[row + i]);
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let lane = ids.local % LANES;
     let n = (group.x * GROUPS + ids.local / LANES) * 4u;

@@ -23,19 +23,13 @@ fn element(n: u32, i: u32) -> f32 {
         return brains(words[row + i / 2u])[i % 2u];
     }
     let j = i / D;
-    let bit = (j / weight.chunks) * BITS;
-    let at = row + (bit / 32u) * weight.chunks + j % weight.chunks;
-    var code = words[at] >> (bit % 32u);
-    if (bit % 32u + BITS > 32u) {
-        code |= words[at + weight.chunks] << (32u - bit % 32u);
-    }
     let place = places[n];
-    let c = centroid(place.y, weight.group, j, code & code_mask(), 0u);
+    let c = centroid(place.y, j, code_at(row, j), 0u);
     let e = i % D;
     return bitcast<f32>(place.x) * centroid_pair(c, e / 2u)[e % 2u];
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let token = tokens[group.y];
     if (token < weight.first || token - weight.first >= weight.rows) {

@@ -7,7 +7,7 @@
 @group(0) @binding(3) var<storage, read> weight: array<f32>; // [dim]
 @group(0) @binding(4) var<storage, read_write> y: array<f32>; // [rows, heads * dim]
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let rotated = params.rotate != 0u;
     let size = select(params.dim, params.rotate, rotated);

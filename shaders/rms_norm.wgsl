@@ -6,7 +6,7 @@
 @group(0) @binding(2) var<storage, read> weight: array<f32>; // [dim]
 @group(0) @binding(3) var<storage, read_write> y: array<f32>; // [rows, dim]
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let row = group.y * params.dim;
     var squares = 0.0;

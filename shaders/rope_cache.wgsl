@@ -10,7 +10,7 @@
 @group(0) @binding(6) var<storage, read_write> k_cache: array<f32>; // [slots, kv_heads, context, head_dim]
 @group(0) @binding(7) var<storage, read_write> v_cache: array<f32>; // [slots, kv_heads, context, head_dim]
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let row = group.y * rope.stride;
     let place = rows[group.y];

@@ -4,7 +4,7 @@
 @group(0) @binding(1) var<storage, read> x: array<f32>; // [rows, 2 * dim]
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // [rows, dim]
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let rotated = params.rotate != 0u;
     let size = select(MAX_BLOCK, params.rotate, rotated);

@@ -48,7 +48,7 @@ enum Bytes {
 impl Bytes {
     fn get(&self) -> &[u8] {
         match self {
-                    Bytes::Map(map) => map,
+            Bytes::Map(map) => map,
             Bytes::Memory(bytes) => bytes,
         }
     }

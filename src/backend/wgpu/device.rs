@@ -110,6 +110,13 @@ impl Device {
         }
     }
 
+    /// Invocations of a kernel's workgroup. A CPU runs few of them at a time, and changes between them at each barrier;
+    /// but some kernels are made for 256.
+    pub fn workgroup(&self, kernel: &str) -> usize {
+        let small = !matches!(kernel, "attention" | "rope_attention" | "pq_matmul");
+        if self.is_software() && small { 64 } else { 256 }
+    }
+
     /// Whether this adapter computes on the CPU.
     pub fn is_software(&self) -> bool {
         self.info.device_type == DeviceType::Cpu

@@ -115,11 +115,6 @@ impl Wgpu {
         self.0.device.weight_slice
     }
 
-    /// Kernels started since the backend was opened.
-    pub fn dispatches(&self) -> u64 {
-        self.0.dispatches.load(Ordering::Relaxed)
-    }
-
     /// Records one kernel on a grid of workgroups.
     fn dispatch(
         &self,

@@ -24,7 +24,7 @@ fn element(n: u32, i: u32) -> f32 {
     }
     let j = i / D;
     let place = places[n];
-    let c = centroid(place.y, j, code_at(row, j), 0u);
+    let c = centroid(place.y, j, code_at(row, j / weight.chunks, j % weight.chunks));
     let e = i % D;
     return bitcast<f32>(place.x) * centroid_pair(c, e / 2u)[e % 2u];
 }

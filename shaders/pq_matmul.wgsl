@@ -33,14 +33,14 @@ var<workgroup> x_tile: array<vec4<f32>, DEPTH * X_STRIDE>;
 fn step_code(n: u32, start: u32, i: u32, at: u32) -> u32 {
     let row = min(n + at / STREAMS, weight.rows - 1u);
     let c = min(start + at % STREAMS, weight.chunks - 1u);
-    return code_at(row * weight.stride, i * weight.chunks + c);
+    return code_at(row * weight.stride, i, c);
 }
 
-fn decode(n: u32, start: u32, i: u32, at: u32, code: u32, local: u32) {
+fn decode(n: u32, start: u32, i: u32, at: u32, code: u32) {
     let row = at / STREAMS;
     let j = min(i * weight.chunks + start + at % STREAMS, (weight.cols - 1u) / D);
     let base = places[min(n + row, weight.rows - 1u)].y;
-    let place = centroid(base, j, code, local);
+    let place = centroid(base, j, code);
     for (var e = 0u; e < centroid_words(); e++) {
         let v = centroid_pair(place, e);
         let depth = (at % STREAMS) * D + 2u * e;
@@ -57,6 +57,19 @@ fn step_x(r: u32, first: u32, valid: u32, at: u32) -> f32 {
     let row = r + at / (STREAMS * D);
     let there = depth < valid && row < params.rows;
     return select(0.0, x[select(0u, row * weight.cols + first + depth, there)], there);
+}
+
+// Writes the products of a row of x with the rows of W from n on.
+fn store(n: u32, row: u32, dots: vec4<f32>) {
+    for (var j = 0u; j < min(4u, max(n, weight.rows) - n) && row < params.rows; j++) {
+        let at = weight.first + n + j;
+        var v = bitcast<f32>(places[n + j].x) * dots[j];
+        if (HAS_BIAS) {
+            v += bias[at];
+        }
+        let out = row * params.y_stride + params.y_offset + at;
+        y[out] = v + select(0.0, y[out], params.accumulate != 0u);
+    }
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -83,7 +96,7 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
             let valid = min(min(STREAMS, weight.chunks - start) * D, max(first, weight.cols) - first);
             workgroupBarrier();
             for (var at = ids.local; at < codes; at += WORKGROUP) {
-                decode(n, start, i, at, step_code(n, start, i, at), ids.local);
+                decode(n, start, i, at, step_code(n, start, i, at));
             }
             for (var at = ids.local; at < values; at += WORKGROUP) {
                 let row = at / columns;
@@ -107,23 +120,14 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
             }
         }
     }
-    for (var i = 0u; i < 8u; i++) {
-        let row = r + 4u * down + i % 4u + (i / 4u) * (X_TILE / 2u);
-        var dots = near[i % 4u];
-        if (i >= 4u) {
-            dots = far[i % 4u];
-        }
-        for (var j = 0u; j < 4u; j++) {
-            let local_row = n + 4u * across + j;
-            if (local_row < weight.rows && row < params.rows) {
-                let at = weight.first + local_row;
-                var v = bitcast<f32>(places[local_row].x) * dots[j];
-                if (HAS_BIAS) {
-                    v += bias[at];
-                }
-                let out = row * params.y_stride + params.y_offset + at;
-                y[out] = v + select(0.0, y[out], params.accumulate != 0u);
-            }
-        }
-    }
+    let column = n + 4u * across;
+    let row = r + 4u * down;
+    store(column, row, near[0]);
+    store(column, row + 1u, near[1]);
+    store(column, row + 2u, near[2]);
+    store(column, row + 3u, near[3]);
+    store(column, row + X_TILE / 2u, far[0]);
+    store(column, row + X_TILE / 2u + 1u, far[1]);
+    store(column, row + X_TILE / 2u + 2u, far[2]);
+    store(column, row + X_TILE / 2u + 3u, far[3]);
 }

@@ -5,7 +5,7 @@
 // What the time goes into is latency: of the codes, which stand so that neighbouring lanes read neighbouring words and
 // of which the next four words are on their way while four are used, and of too few workgroups, so LANES grows until
 // there are some hundreds. Streams begin at neighbouring subspaces, so that lanes read neighbouring x as well. Four
-// rows share what is read of x. A shared codebook lies in workgroup memory in up to 16 copies.
+// rows share what is read of x.
 
 // A power of two up to WORKGROUP.
 override LANES: u32;
@@ -48,13 +48,13 @@ fn pair_product(at: vec4<u32>, i: u32, row: u32, column: u32) -> vec4<f32> {
 }
 
 // The product of four rows' codes of subspace `place` with x.
-fn product(code: vec4<u32>, base: vec4<u32>, place: u32, row: u32, local: u32) -> vec4<f32> {
+fn product(code: vec4<u32>, base: vec4<u32>, place: u32, row: u32) -> vec4<f32> {
     let j = select(place, min(place, (weight.cols - 1u) / D), RAGGED);
     let at = vec4<u32>(
-        centroid(base.x, j, code.x, local),
-        centroid(base.y, j, code.y, local),
-        centroid(base.z, j, code.z, local),
-        centroid(base.w, j, code.w, local),
+        centroid(base.x, j, code.x),
+        centroid(base.y, j, code.y),
+        centroid(base.z, j, code.z),
+        centroid(base.w, j, code.w),
     );
     var dot4 = pair_product(at, 0u, row, place * D);
     if (D > 2u) {
@@ -73,26 +73,35 @@ fn four_words(at: vec4<u32>) -> vec4<u32> {
     return vec4<u32>(words[at.x], words[at.y], words[at.z], words[at.w]);
 }
 
+// The rows of an invocation in the tile that begins at row n.
+fn four_rows(n: u32, local: u32) -> vec4<u32> {
+    return min(n + local / LANES * 4u + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(weight.rows - 1u));
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let lane = ids.local % LANES;
     let row = group.y * weight.cols;
     let tile = 4u * (WORKGROUP / LANES);
     let mask = vec4<u32>(code_mask());
+    // The first words are on their way while the table comes.
+    let first = four_words(four_rows(group.x * TILES * tile, ids.local) * weight.stride + min(lane, weight.chunks - 1u));
     if (SHARED) {
         load_table(ids.local, places[group.x * TILES * tile].y);
         workgroupBarrier();
     }
     for (var t = 0u; t < TILES; t++) {
-        let n = (group.x * TILES + t) * tile + ids.local / LANES * 4u;
-        let rows = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(weight.rows - 1u));
+        let rows = four_rows((group.x * TILES + t) * tile, ids.local);
         let base = vec4<u32>(places[rows.x].y, places[rows.y].y, places[rows.z].y, places[rows.w].y);
         var dots = vec4<f32>();
         for (var c = lane; c < weight.chunks; c += LANES) {
             var at = rows * weight.stride + c;
             var j = c;
             if (32u % BITS == 0u) {
-                var next = four_words(at);
+                var next = first;
+                if (t > 0u || c != lane) {
+                    next = four_words(at);
+                }
                 for (var w = 1u; w <= BITS; w++) {
                     var now = next;
                     if (w < BITS) {
@@ -100,7 +109,7 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
                         next = four_words(at);
                     }
                     for (var i = 0u; i < 32u / BITS; i++) {
-                        dots += product(now & mask, base, j, row, ids.local);
+                        dots += product(now & mask, base, j, row);
                         now >>= vec4<u32>(BITS);
                         j += weight.chunks;
                     }
@@ -121,7 +130,7 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
                         left >>= vec4<u32>(BITS);
                         have -= BITS;
                     }
-                    dots += product(code, base, j, row, ids.local);
+                    dots += product(code, base, j, row);
                     j += weight.chunks;
                 }
             }

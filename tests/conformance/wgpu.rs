@@ -3,8 +3,11 @@
 use std::sync::OnceLock;
 
 use fasq::backend::Backend;
+use fasq::backend::cpu::Cpu;
 use fasq::backend::wgpu::{Options, Wgpu};
 use fasq::config::{Mixer, ModelConfig};
+use fasq::eval::perplexity::{Protocol, perplexity};
+use fasq::generate::Tokenizer;
 use fasq::model::{Batch, Model, Session, SessionOptions, Source};
 use pollster::block_on;
 
@@ -50,4 +53,27 @@ fn a_token_takes_few_kernels() {
         let most = most_kernels(source.config());
         assert!(kernels <= most as u64, "{}: {kernels} kernels a token, not {most}", dir.display());
     }
+}
+
+const TEXT: &str = "The river rises in the hills above the town and flows to the sea. In the winter of that year the ice \
+    was so thick that people walked across it, and a market was held between the two bridges. The mayor wrote in a \
+    letter that nobody could remember such a cold winter. When the spring came the water rose and the old bridge fell.";
+
+/// The built-in model's perplexity on [`TEXT`].
+fn demo_perplexity<B: Backend>(backend: B) -> f64 {
+    let source =
+        Source::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/wiki-32m.fasq").as_ref()).expect("a model");
+    let json = source.assets().tokenizer.as_ref().expect("a tokenizer");
+    let tokenizer = Tokenizer::new(json, source.config().vocab).expect("a tokenizer");
+    let tokens = tokenizer.encode(TEXT, false).expect("tokens");
+    let model = Model::load(backend, &source).expect("the model");
+    let protocol = Protocol { context: 64, chunks: Some(1), bos: None };
+    block_on(perplexity(&model, &tokens, protocol, |_, _, _| true)).expect("a perplexity").perplexity()
+}
+
+#[test]
+fn the_demo_model_has_the_perplexity_of_the_cpu() {
+    let Some(device) = full() else { return };
+    let (expected, found) = (demo_perplexity(Cpu), demo_perplexity(device));
+    assert!((found / expected - 1.0).abs() < 1e-3, "cpu: {expected}, wgpu: {found}");
 }

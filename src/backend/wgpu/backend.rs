@@ -16,8 +16,6 @@ const MATVEC_ROWS: usize = 4;
 const BUSY: usize = 512;
 /// Workgroup memory of the linear kernels besides their table.
 const TILES_MEMORY: usize = 13 << 10;
-/// Copies of a table there at most.
-const MAX_COPIES: usize = 16;
 /// Largest block of a rotation, head of attention and key of a delta net, as in the shaders.
 const MAX_BLOCK: usize = 512;
 const MAX_HEAD: usize = 256;
@@ -79,23 +77,15 @@ impl Wgpu {
     }
 
     /// The constants of codes.wgsl for a slice. A CPU's caches hold a table as well as its workgroup memory would.
-    fn codes(&self, slice: &Slice) -> [(&'static str, u32); 6] {
+    fn codes(&self, slice: &Slice) -> [(&'static str, u32); 5] {
         let Layout::Pq { d, bits, book, group, .. } = slice.layout else {
-            return [("D", 1), ("BITS", 1), ("BOOK", 1), ("SHARED", 0), ("COPIES", 1), ("TABLE", 1)];
+            return [("D", 1), ("BITS", 1), ("BOOK", 1), ("SHARED", 0), ("TABLE", 1)];
         };
         let room = (self.0.device.workgroup_memory as usize - TILES_MEMORY) / 4;
         let shared = group >= slice.cols.div_ceil(d) && book <= room && !self.0.device.is_software();
-        let copies = if shared { 1 << (room / book).min(MAX_COPIES).ilog2() } else { 1 };
-        let table = if shared { book * copies } else { 1 };
-        let sizes = [("COPIES", copies), ("TABLE", table)].map(|(name, value)| (name, value as u32));
-        [
-            ("D", d as u32),
-            ("BITS", bits as u32),
-            ("BOOK", book as u32),
-            ("SHARED", shared.into()),
-            sizes[0],
-            sizes[1],
-        ]
+        let table = if shared { book } else { 1 };
+        [("D", d), ("BITS", bits), ("BOOK", book), ("SHARED", shared.into()), ("TABLE", table)]
+            .map(|(name, value)| (name, value as u32))
     }
 
     /// The LANES and TILES of pq_matvec for a slice, and the rows of a workgroup.
@@ -188,10 +178,9 @@ impl Backend for Wgpu {
     fn describe(&self) -> String {
         let device = &self.0.device;
         let info = &device.info;
-        let name = if info.name.is_empty() { "an adapter without a name" } else { &info.name };
         let software = if device.is_software() { ", on the CPU" } else { "" };
         let subgroups = if device.subgroups { ", subgroups" } else { "" };
-        format!("wgpu, {name} ({}{software}{subgroups})", info.backend)
+        format!("wgpu, {} ({}{software}{subgroups})", device.name(), info.backend)
     }
 
     fn alloc(&self, words: usize) -> Result<Buffer> {
@@ -234,10 +223,11 @@ impl Backend for Wgpu {
         device.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| Error::backend("wgpu", e))?;
         let result = mapped.await;
         device.check()?;
-        let failed = |e: String| Error::backend("wgpu", format!("reading results: {e}"));
-        result.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
+        // A buffer that was made is not mapped only where its device is gone, which may be reported later.
+        let lost = |e: String| Error::backend("wgpu", format!("{} was lost: {e}", device.name()));
+        result.map_err(|e| lost(e.to_string()))?.map_err(|e| lost(e.to_string()))?;
         let data = {
-            let view = staging.get_mapped_range(0..size).map_err(|e| failed(e.to_string()))?;
+            let view = staging.get_mapped_range(0..size).map_err(|e| Error::backend("wgpu", e))?;
             bytemuck::pod_collect_to_vec(&view[..])
         };
         staging.unmap();
@@ -276,7 +266,7 @@ impl Backend for Wgpu {
                 Arg::Buffer(op.y),
             ];
             let [d, bits, book, ..] = self.codes(slice);
-            let unshared = [("SHARED", 0), ("COPIES", 1), ("TABLE", 1)];
+            let unshared = [("SHARED", 0), ("TABLE", 1)];
             let constants = [&[d, bits, book][..], &unshared, &[("FORMAT", slice.layout.format())]].concat();
             let grid = [(op.params.dim as usize).div_ceil(MAX_BLOCK), op.params.rows as usize];
             self.kernel(c, "embed", &constants, &args, grid)?;

@@ -40,7 +40,6 @@ pub struct Reader {
 
 #[derive(Debug)]
 enum Bytes {
-    #[cfg(not(target_arch = "wasm32"))]
     Map(memmap2::Mmap),
     Memory(Cow<'static, [u8]>),
 }
@@ -48,7 +47,6 @@ enum Bytes {
 impl Bytes {
     fn get(&self) -> &[u8] {
         match self {
-            #[cfg(not(target_arch = "wasm32"))]
             Bytes::Map(map) => map,
             Bytes::Memory(bytes) => bytes,
         }
@@ -64,7 +62,6 @@ struct Dense {
 
 impl Reader {
     /// Maps a file into memory.
-    #[cfg(not(target_arch = "wasm32"))]
     pub fn open(path: &Path) -> Result<Self> {
         Self::new(path.display().to_string(), Bytes::Map(checkpoint::map_file(path)?))
     }

@@ -8,7 +8,9 @@ pub mod quantize;
 pub mod run;
 
 use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{Error, Result};
@@ -58,8 +60,18 @@ pub fn interrupt_flag() -> Result<&'static AtomicBool> {
             std::process::exit(INTERRUPTED.into());
         }
     };
-    ctrlc::set_handler(handle).map_err(|e| Error::invalid("Ctrl-C", e))?;
-    Ok(&FLAG)
+    static SET: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+    let set = SET.get_or_init(|| ctrlc::set_handler(handle).map_err(|e| e.to_string()));
+    set.as_ref().map(|()| &FLAG).map_err(|e| Error::invalid("Ctrl-C", e))
+}
+
+/// Writes a file that appears only when it is whole.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    std::fs::write(&partial, bytes).map_err(Error::io(path))?;
+    std::fs::rename(&partial, path).map_err(Error::io(path))
 }
 
 /// Gives rayon that many threads, before anything uses it.

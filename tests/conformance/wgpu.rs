@@ -2,9 +2,9 @@
 
 use std::sync::OnceLock;
 
-use fasq::backend::Backend;
 use fasq::backend::cpu::Cpu;
 use fasq::backend::wgpu::{Options, Wgpu};
+use fasq::backend::{Backend, Dtype, WeightData};
 use fasq::config::{Mixer, ModelConfig};
 use fasq::eval::perplexity::{Protocol, perplexity};
 use fasq::generate::Tokenizer;
@@ -67,7 +67,7 @@ fn demo_perplexity<B: Backend>(backend: B) -> f64 {
     let tokenizer = Tokenizer::new(json, source.config().vocab).expect("a tokenizer");
     let tokens = tokenizer.encode(TEXT, false).expect("tokens");
     let model = Model::load(backend, &source).expect("the model");
-    let protocol = Protocol { context: 64, chunks: Some(1), bos: None };
+    let protocol = Protocol { context: 32, chunks: Some(2), bos: None };
     block_on(perplexity(&model, &tokens, protocol, |_, _, _| true)).expect("a perplexity").perplexity()
 }
 
@@ -76,4 +76,19 @@ fn the_demo_model_has_the_perplexity_of_the_cpu() {
     let Some(device) = full() else { return };
     let (expected, found) = (demo_perplexity(Cpu), demo_perplexity(device));
     assert!((found / expected - 1.0).abs() < 1e-3, "cpu: {expected}, wgpu: {found}");
+}
+
+#[test]
+fn what_an_adapter_cannot_bind_is_an_error() {
+    static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
+    let Some(device) = open(&DEVICE, Options { weight_slice: 1 << 16, ..Options::default() }) else { return };
+    let bytes = vec![0; 64 * 4096];
+    let wide = WeightData::Dense { dtype: Dtype::F32, rows: 64, cols: 1024, bytes: &bytes };
+    let error = device.weight(&[wide]).err().expect("an error").to_string();
+    assert!(error.contains("expected rows under 1024 bytes") && error.contains("4096"), "{error}");
+    let error = device.alloc(1 << 40).err().expect("an error").to_string();
+    assert!(error.contains("takes buffers of up to"), "{error}");
+    // Nothing of it stays behind.
+    let buffer = device.upload(&[1, 2, 3]).expect("a small buffer");
+    assert_eq!(block_on(device.read(&buffer, 1, 2)).expect("its words"), [2, 3]);
 }

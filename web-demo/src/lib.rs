@@ -190,6 +190,9 @@ async fn serve<B: Backend>(
     let context = config.max_context.min(CONTEXT);
     let model = Model::load(backend, &source)?;
     let mut generator = Generator::new(&model, &tokenizer, context)?;
+    // A browser reports only now which allocations failed.
+    let word = model.backend().alloc(1)?;
+    model.backend().read(&word, 0, 1).await?;
     let info = Info {
         backend: model.backend().describe(),
         max_binding,

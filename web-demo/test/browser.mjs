@@ -140,6 +140,17 @@ const tests = {
     assert.match(await status(page), /the adapter takes buffers of up to 0\.06 MiB/);
   },
 
+  async "a model larger than the adapter's memory"(browser, url) {
+    const full = `const create = GPUDevice.prototype.createBuffer;
+      GPUDevice.prototype.createBuffer = function (descriptor) {
+        const size = descriptor.size > 4e6 ? 2 ** 40 : descriptor.size;
+        return create.call(this, { ...descriptor, size });
+      };`;
+    const { page } = await open(browser, url, full);
+    await idle(page);
+    assert.match(await status(page), /No WebGPU \(backend wgpu: the adapter: .*\): the CPU does it/s);
+  },
+
   async "a lost device"(browser, url) {
     // The worker loses its device when it is told to.
     const lose = `const request = GPUAdapter.prototype.requestDevice;

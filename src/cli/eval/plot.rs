@@ -148,6 +148,7 @@ fn panel<B: DrawingBackend>(
     if with_legend {
         chart
             .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
             .label_font(label(20))
             .background_style(theme.page)
             .border_style(theme.grid)

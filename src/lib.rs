@@ -16,7 +16,7 @@
 //! | [`model`] | families as data, loading, the one forward pass | format, backend, baseline |
 //! | [`generate`] | tokenizer, chat templates, sampling, text streams | model |
 //! | [`eval`] | logits, perplexity, divergence, multiple choice | model, generate |
-//! | [`quantize`] | from a checkpoint to a .fasq file | model's tensor list, format, pq |
+//! | [`quantize`] | from a checkpoint to a .fasq file of any size | pq, format, and for feedback and sensitivities model, generate, eval |
 //! | [`cli`] | what the programs do | everything |
 //!
 //! # Data flow

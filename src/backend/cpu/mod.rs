@@ -10,6 +10,7 @@ mod embed;
 mod gated_norm;
 mod gather_rows;
 mod lanes;
+mod linear;
 mod pq_matmul;
 mod pq_matvec;
 mod rms_norm;
@@ -126,7 +127,7 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, _: &mut (), op: ops::Linear<'_, Buffer, Weight>) -> Result<()> {
-        weight::linear(op);
+        linear::linear(op);
         Ok(())
     }
 

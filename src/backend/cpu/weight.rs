@@ -1,24 +1,19 @@
-//! [`Weight`]: stacked matrices as the CPU kernels like them, and the linear layer over them.
+//! [`Weight`]: stacked matrices as the CPU kernels like them.
 
 use std::sync::Arc;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use super::{Buffer, dense_matmul, pq_matmul, pq_matvec};
 use crate::backend::{Dtype, WeightData};
 use crate::checkpoint::TensorView;
-use crate::ops::Linear;
 use crate::pq::{PqMatrix, Rotation, Scope};
-
-/// Up to this many rows, a PQ weight is multiplied row by row without decoding it.
-const MATVEC_ROWS: usize = 4;
 
 /// Matrices with the same `in`, stacked along `out`.
 #[derive(Debug)]
 pub struct Weight {
     pub(super) cols: usize,
-    blocks: Vec<Block>,
+    pub(super) blocks: Vec<Block>,
 }
 
 #[derive(Debug)]
@@ -105,7 +100,7 @@ impl Weight {
 }
 
 impl Block {
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         match self {
             Block::Dense(dense) => dense.rows,
             Block::Pq(pq) => pq.rows,
@@ -116,7 +111,7 @@ impl Block {
     fn decode(&self, start: usize, out: &mut [f32]) {
         match self {
             Block::Dense(dense) => dense.decode(start, out),
-            Block::Pq(pq) => pq_matmul::decode(pq, start, out),
+            Block::Pq(pq) => pq.decode(start, out),
         }
     }
 }
@@ -186,6 +181,14 @@ impl Pq {
         self.cols.div_ceil(self.d)
     }
 
+    /// Rows from `start`, still rotated, into `out`, a multiple of `cols` long.
+    pub fn decode(&self, start: usize, out: &mut [f32]) {
+        match &self.codes {
+            Codes::U8(codes) => decode_from(self, codes, start, out),
+            Codes::U16(codes) => decode_from(self, codes, start, out),
+        }
+    }
+
     /// Whether `matrix` can be appended: it uses the same universal table in the same way.
     fn continues(&self, matrix: &PqMatrix<'_>) -> bool {
         let same_table = self.shared.as_ref().is_some_and(|table| Arc::ptr_eq(table, &matrix.codebooks));
@@ -203,32 +206,45 @@ impl Pq {
     }
 }
 
-/// `y = W x (+ bias) (+ y)`.
-pub(super) fn linear(op: Linear<'_, Buffer, Weight>) {
-    let params = op.params;
-    let (rows, stride, cols) = (params.rows as usize, params.y_stride as usize, op.weight.cols);
-    let x = &op.x.f32()[..rows * cols];
-    let y = op.y.f32_mut();
-    let mut offset = params.y_offset as usize;
-    let mut bias = op.bias.map(Buffer::f32);
-    for block in &op.weight.blocks {
-        let out = Output {
-            stride,
-            offset,
-            accumulate: params.accumulate != 0,
-            bias: bias.map(|b| &b[..block.rows()]),
-        };
-        match block {
-            Block::Pq(pq) if rows <= MATVEC_ROWS => {
-                for (x, y) in x.chunks_exact(cols).zip(y.chunks_mut(stride)) {
-                    pq_matvec::run(pq, x, y, out);
-                }
-            }
-            Block::Pq(pq) => pq_matmul::run(pq, x, rows, y, out),
-            Block::Dense(dense) => dense_matmul::run(dense, x, rows, y, out),
+fn decode_from<C: Copy + Into<usize>>(weight: &Pq, codes: &[C], start: usize, out: &mut [f32]) {
+    let subspaces = weight.subspaces();
+    for (i, row) in out.chunks_exact_mut(weight.cols).enumerate() {
+        let n = start + i;
+        let codes = &codes[n * subspaces..][..subspaces];
+        match weight.d {
+            1 => decode_row::<1, 1, C>(weight, codes, weight.scales[n], row),
+            2 => decode_row::<2, 2, C>(weight, codes, weight.scales[n], row),
+            3 => decode_row::<3, 4, C>(weight, codes, weight.scales[n], row),
+            4 => decode_row::<4, 4, C>(weight, codes, weight.scales[n], row),
+            5 => decode_row::<5, 8, C>(weight, codes, weight.scales[n], row),
+            6 => decode_row::<6, 8, C>(weight, codes, weight.scales[n], row),
+            7 => decode_row::<7, 8, C>(weight, codes, weight.scales[n], row),
+            _ => decode_row::<8, 8, C>(weight, codes, weight.scales[n], row),
         }
-        offset += block.rows();
-        bias = bias.map(|b| &b[block.rows()..]);
+    }
+}
+
+/// One row, of centroids of D elements in L lanes.
+fn decode_row<const D: usize, const L: usize, C: Copy + Into<usize>>(
+    weight: &Pq,
+    codes: &[C],
+    scale: f32,
+    row: &mut [f32],
+) {
+    let (centroids, _) = weight.codebooks.as_chunks::<L>();
+    for (books, (codes, row)) in
+        centroids.chunks_exact(weight.k).zip(codes.chunks(weight.group).zip(row.chunks_mut(weight.group * D)))
+    {
+        let (whole, tail) = row.as_chunks_mut::<D>();
+        for (w, &code) in whole.iter_mut().zip(codes) {
+            let centroid = &books[code.into()];
+            *w = std::array::from_fn(|i| scale * centroid[i]);
+        }
+        if let (Some(&code), false) = (codes.last(), tail.is_empty()) {
+            for (w, c) in tail.iter_mut().zip(books[code.into()]) {
+                *w = scale * c;
+            }
+        }
     }
 }
 

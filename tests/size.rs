@@ -168,6 +168,7 @@ fn tables_of_sizes_need_no_file() {
         (&[NAME, "--size", "50%", "--pq", "2-256", "--plan-only"], "cannot be used with"),
         (&[NAME, "--size", "50%", "--sensitivity", "absent.json", "--plan-only"], "absent.json"),
         (&[NAME, "--size", "50%", "--sensitivity", "config.json", "--plan-only"], "config.json"),
+        (&[NAME, "--uniform", "--plan-only"], "--uniform"),
         (&[NAME], "--out"),
     ] {
         let text = refused("fasq-quantize", args);

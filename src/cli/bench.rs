@@ -106,6 +106,7 @@ impl StorageArgs {
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
+    super::set_threads(None)?;
     let choice = backend::choose(&args.common.backend)?;
     match &args.command {
         None => with_backend!(choice, |backend| pollster::block_on(model(backend, args))),

@@ -129,7 +129,7 @@ impl<'a> Fitter<'a> {
     ) -> Result<Self> {
         let plan = Plan::new(checkpoint, &rules)?;
         let free = plan.items.iter().filter(|item| !rules.names(&item.name));
-        let free = free.filter_map(|item| Some((item.clone(), targets(&rules, item, uniform)?))).collect();
+        let free = free.filter_map(|item| Some((item.clone(), targets(item, uniform)?))).collect();
         Ok(Self { checkpoint, rules, sensitivities, plan, free, uniform })
     }
 
@@ -147,7 +147,8 @@ impl<'a> Fitter<'a> {
     fn fit_one(&self, budget: &Budget, size: u64) -> Result<Fitted> {
         let smallest = self.fitted(budget, &budget.smallest())?;
         let mut rest = self.rest(&smallest, budget, &budget.smallest());
-        let mut best = Some(smallest).filter(|smallest| smallest.plan.layout.file_len() <= size);
+        let least = smallest.plan.layout.file_len();
+        let mut best = Some(smallest).filter(|_| least <= size);
         for _ in 0..ROUNDS {
             let Some(mut chosen) = size.checked_sub(rest).and_then(|left| budget.choose(left)) else { break };
             let fitted = self.fitted(budget, &chosen)?;
@@ -166,8 +167,6 @@ impl<'a> Fitter<'a> {
             break;
         }
         best.ok_or_else(|| {
-            let least =
-                self.fitted(budget, &budget.smallest()).map(|f| f.plan.layout.file_len()).unwrap_or(0);
             let expected =
                 format!("at least {}, the smallest that this model can become", Size::Bytes(least));
             Error::mismatch("--size", expected, Size::Bytes(size))
@@ -218,14 +217,12 @@ impl<'a> Fitter<'a> {
     }
 }
 
-/// What a matrix may become: the rules' spec with each code, and dense unless all must be alike. `None` where the rules
-/// leave it dense.
-fn targets(rules: &Rules, item: &Item, uniform: bool) -> Option<Vec<Target>> {
+/// What a matrix may become: its spec with each code, and dense unless all must be alike. `None` where it stays dense.
+fn targets(item: &Item, uniform: bool) -> Option<Vec<Target>> {
     let base = match (item.stored, item.role) {
         (Stored::Pq(spec), Role::Linear | Role::Embed | Role::Head) => spec,
         _ => return None,
     };
-    debug_assert!(!rules.names(&item.name));
     let coded = CODES.map(|(d, k)| Target::Pq(PqSpec { d, k, ..base }));
     let dense = (!uniform).then_some(Target::Dense);
     Some(coded.into_iter().chain(dense).collect())

@@ -85,8 +85,11 @@ fn panels<B: DrawingBackend>(
 ) -> Result<(), String> {
     let root = backend.into_drawing_area();
     root.fill(&theme.page).map_err(|e| e.to_string())?;
-    let title = root.titled(title, (FONT, 26).into_font().color(&theme.ink)).map_err(|e| e.to_string())?;
-    let (upper, lower) = title.split_vertically(SIZE.1 / 2 - 20);
+    let title = root
+        .margin(14, 0, 0, 0)
+        .titled(title, (FONT, 26).into_font().color(&theme.ink))
+        .map_err(|e| e.to_string())?;
+    let (upper, lower) = title.split_vertically(SIZE.1 / 2 - 25);
     panel(&upper, theme, series, "mean KL divergence (nats)", |mark| mark.kl, true)?;
     panel(&lower, theme, series, "perplexity", |mark| mark.perplexity, false)?;
     root.present().map_err(|e| e.to_string())
@@ -104,11 +107,13 @@ fn panel<B: DrawingBackend>(
     let (low, high) = range(marks().map(&value));
     let (left, right) = range(marks().map(|mark| mark.megabytes));
     let margin = 0.04 * (right - left).max(1.0);
+    let space = (high / low).powf(0.08).max(1.002);
+    let heights = (low / space..high * space).log_scale().with_key_points(ticks(low / space, high * space));
     let mut chart = ChartBuilder::on(area)
         .margin(12)
         .x_label_area_size(56)
         .y_label_area_size(92)
-        .build_cartesian_2d(left - margin..right + 2.5 * margin, (low * 0.93..high * 1.1).log_scale())
+        .build_cartesian_2d(left - margin..right + 2.5 * margin, heights)
         .map_err(|e| e.to_string())?;
     let label = |size: u32| (FONT, size).into_font().color(&theme.ink);
     chart
@@ -133,7 +138,8 @@ fn panel<B: DrawingBackend>(
                 .label(&series.name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 26, y)], color.stroke_width(3)));
         }
-        let names = series.marks.iter().zip(&points).filter(|(mark, _)| !mark.name.is_empty());
+        // Once is enough.
+        let names = series.marks.iter().zip(&points).filter(|(mark, _)| with_legend && !mark.name.is_empty());
         let names = names.map(|(mark, &at)| {
             EmptyElement::at(at) + Text::new(mark.name.clone(), (9, -16), label(16).color(color))
         });
@@ -142,6 +148,7 @@ fn panel<B: DrawingBackend>(
     if with_legend {
         chart
             .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
             .label_font(label(20))
             .background_style(theme.page)
             .border_style(theme.grid)
@@ -152,6 +159,35 @@ fn panel<B: DrawingBackend>(
     Ok(())
 }
 
+/// Round numbers between two: 1, 2 and 5 times powers of ten, or where that is too few, even steps.
+fn ticks(low: f64, high: f64) -> Vec<f64> {
+    let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
+    let coarse = decades.flat_map(|n| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(n)));
+    let coarse: Vec<f64> = coarse.filter(|v| (low..=high).contains(v)).collect();
+    if coarse.len() > 3 {
+        return coarse;
+    }
+    let rough = (high - low) / 5.0;
+    let power = 10f64.powf(rough.log10().floor());
+    let step =
+        [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|step| *step >= rough).unwrap_or(rough);
+    let first = (low / step).ceil() as i64;
+    (first..).map(|i| i as f64 * step).take_while(|v| *v <= high).collect()
+}
+
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round() {
+        let text =
+            |low, high| ticks(low, high).iter().map(|v| format!("{v:.4}")).collect::<Vec<_>>().join(" ");
+        assert_eq!(text(0.0011, 0.09), "0.0020 0.0050 0.0100 0.0200 0.0500");
+        assert_eq!(text(38.0, 40.3), "38.0000 38.5000 39.0000 39.5000 40.0000");
+    }
 }

@@ -213,6 +213,9 @@ impl Job<'_> {
             head: args.head.unwrap_or(preset.head),
             tensors: args.tensors.clone(),
         };
+        if args.uniform && self.sizes().is_empty() {
+            return Err(Error::invalid("--uniform", "it wants --size, --bpw or --sizes"));
+        }
         if !self.sizes().is_empty() {
             // What the user has decided is not the solver's to choose.
             let plan = Plan::new(checkpoint, &rules)?;

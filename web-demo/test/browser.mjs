@@ -91,8 +91,11 @@ const tests = {
     const facts = await page.innerText("#facts");
     assert.match(facts, /WebGPU: \S/);
     assert.match(facts, /\d\d\.\d MB, \d\d\.\d % of FP16/);
-    await greedy(page);
-    console.log(`  ${await status(page)}`);
+    // The first text waits for kernels to be compiled.
+    for (const time of ["first", "again"]) {
+      await greedy(page);
+      console.log(`  ${time}: ${await status(page)}`);
+    }
     await screenshot(page, "desktop");
     await page.setViewportSize({ width: 360, height: 740 });
     const [inner, outer] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
@@ -130,14 +133,14 @@ const tests = {
   },
 
   async "an adapter below the limits"(browser, url) {
-    const low = "Object.defineProperty(GPUSupportedLimits.prototype, 'maxStorageBufferBindingSize', { get: () => 65536 });";
+    const low = "Object.defineProperty(GPUSupportedLimits.prototype, 'maxStorageBufferBindingSize', { get: () => 2 ** 17 });";
     const { page } = await open(browser, url, low);
     await idle(page);
     assert.match(await status(page), /No WebGPU .*: the CPU does it/);
     await page.selectOption("#backend", "wgpu");
     await page.click("#demo");
     await failed(page);
-    assert.match(await status(page), /the adapter takes buffers of up to 0\.06 MiB/);
+    assert.match(await status(page), /the adapter takes buffers of up to 0\.1\d MiB/);
   },
 
   async "a model larger than the adapter's memory"(browser, url) {

@@ -5,7 +5,9 @@ override D: u32;
 override BITS: u32;
 // Words of a codebook.
 override BOOK: u32;
-// Whether a weight's only codebook is brought into workgroup memory; if not, codebooks stay in storage. Lanes meet in
+// Whether all subspaces share a codebook: nothing is divided then to find it.
+override SINGLE: bool;
+// Whether a weight's single codebook is brought into workgroup memory; if not, codebooks stay in storage. Lanes meet in
 // its banks, but copies of it side by side would leave room for fewer workgroups, which is worse.
 override SHARED: bool;
 // BOOK where SHARED, else 1.
@@ -33,7 +35,7 @@ fn code_at(row: u32, i: u32, c: u32) -> u32 {
     return code & code_mask();
 }
 
-// Brings a weight's only codebook into workgroup memory. Barriers are the caller's.
+// Brings a weight's single codebook into workgroup memory. Barriers are the caller's.
 fn load_table(local: u32, base: u32) {
     for (var i = local; i < TABLE; i += WORKGROUP) {
         table[i] = tables[base + i];
@@ -44,6 +46,9 @@ fn load_table(local: u32, base: u32) {
 fn centroid(base: u32, j: u32, code: u32) -> u32 {
     if (SHARED) {
         return code * centroid_words();
+    }
+    if (SINGLE) {
+        return base + code * centroid_words();
     }
     return base + (j / weight.group) * BOOK + code * centroid_words();
 }

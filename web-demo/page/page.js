@@ -104,8 +104,8 @@ const events = {
     );
     ready(true);
   },
-  error({ message, during }) {
-    if (during === "load" || message.includes("was lost")) return fail(message);
+  error({ message, during }, name) {
+    if (during === "load" || message.includes("was lost")) return fail(message.replace(/^model:/, `${name}:`));
     say(message, true);
     ready(true);
   },

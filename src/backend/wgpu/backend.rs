@@ -77,15 +77,16 @@ impl Wgpu {
     }
 
     /// The constants of codes.wgsl for a slice. A CPU's caches hold a table as well as its workgroup memory would.
-    fn codes(&self, slice: &Slice) -> [(&'static str, u32); 5] {
+    fn codes(&self, slice: &Slice) -> [(&'static str, u32); 6] {
         let Layout::Pq { d, bits, book, group, .. } = slice.layout else {
-            return [("D", 1), ("BITS", 1), ("BOOK", 1), ("SHARED", 0), ("TABLE", 1)];
+            return [("D", 1), ("BITS", 1), ("BOOK", 1), ("SINGLE", 1), ("SHARED", 0), ("TABLE", 1)];
         };
         let room = (self.0.device.workgroup_memory as usize - TILES_MEMORY) / 4;
-        let shared = group >= slice.cols.div_ceil(d) && book <= room && !self.0.device.is_software();
-        let table = if shared { book } else { 1 };
-        [("D", d), ("BITS", bits), ("BOOK", book), ("SHARED", shared.into()), ("TABLE", table)]
-            .map(|(name, value)| (name, value as u32))
+        let single = group >= slice.cols.div_ceil(d);
+        let shared = single && book <= room && !self.0.device.is_software();
+        let sizes = [("D", d), ("BITS", bits), ("BOOK", book), ("TABLE", if shared { book } else { 1 })];
+        let [d, bits, book, table] = sizes.map(|(name, value)| (name, value as u32));
+        [d, bits, book, ("SINGLE", single.into()), ("SHARED", shared.into()), table]
     }
 
     /// The LANES and TILES of pq_matvec for a slice, and the rows of a workgroup.
@@ -265,9 +266,10 @@ impl Backend for Wgpu {
                 Arg::Buffer(slice.places.as_ref().unwrap_or(nothing)),
                 Arg::Buffer(op.y),
             ];
-            let [d, bits, book, ..] = self.codes(slice);
+            let [d, bits, book, single, ..] = self.codes(slice);
             let unshared = [("SHARED", 0), ("TABLE", 1)];
-            let constants = [&[d, bits, book][..], &unshared, &[("FORMAT", slice.layout.format())]].concat();
+            let constants =
+                [&[d, bits, book, single][..], &unshared, &[("FORMAT", slice.layout.format())]].concat();
             let grid = [(op.params.dim as usize).div_ceil(MAX_BLOCK), op.params.rows as usize];
             self.kernel(c, "embed", &constants, &args, grid)?;
         }

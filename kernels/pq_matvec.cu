@@ -17,65 +17,6 @@ constexpr bool SPLIT = TOKENS <= 4;        // x as f16 + f16 remainder
 constexpr int COLUMNS = SPLIT ? 2 * TOKENS : TOKENS;
 constexpr int NT = (COLUMNS + 7) / 8;      // 8-column operands
 
-// The B operand for columns `kt`'s tile: rows of x beyond `rows` and columns beyond `in` are zero.
-__device__ __forceinline__ void load_x(u32 (&b)[NT][STEPS][2], const f32* x, u32 rows, u32 in, u32 kt, u32 lane) {
-    const u32 g = lane / 4, first = (kt * 4 + lane % 4) * LANE_CODES * D;
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-        const u32 token = SPLIT ? nt * 4 + g / 2 : nt * 8 + g;
-        const f32* row = x + (u64)token * in;
-        f32 v[LANE_CODES * D];
-#pragma unroll
-        for (int i = 0; i < LANE_CODES * D; i += 4) {
-            const u32 column = first + i;
-            if (in % 4 == 0) {
-                const float4 q = token < rows && column < in ? *reinterpret_cast<const float4*>(row + column)
-                                                             : make_float4(0.f, 0.f, 0.f, 0.f);
-                v[i] = q.x, v[i + 1] = q.y, v[i + 2] = q.z, v[i + 3] = q.w;
-            } else {
-#pragma unroll
-                for (int k = 0; k < 4; k++) v[i + k] = token < rows && column + k < in ? row[column + k] : 0.f;
-            }
-        }
-#pragma unroll
-        for (int p = 0; p < PAIRS; p++) {
-            constexpr int PER_CODE = ENTRY / 2;
-            const int code = ENTRY == 1 ? 2 * p : p / (PER_CODE ? PER_CODE : 1);
-            const int element = ENTRY == 1 ? 0 : p % (PER_CODE ? PER_CODE : 1) * 2;
-            f32 low = element < D ? v[code * D + element] : 0.f;
-            f32 high = ENTRY == 1 || element + 1 < D ? v[code * D + element + 1] : 0.f;
-            u32 word = pack_f16(low, high);
-            if (SPLIT && g % 2) word = pack_f16(low - low_f16(word), high - high_f16(word));
-            b[nt][p / 2][p % 2] = word;
-        }
-    }
-}
-
-// The same for one row of x, by way of shared memory: much less code. Each warp has `staged`, 2 [hi, lo] x PAIRS * 4
-// words; columns of B beyond the first two repeat these and are not used.
-__device__ __forceinline__ void load_x_by_warp(u32 (&b)[NT][STEPS][2], u32* staged, const f32* x, u32 in, u32 kt, u32 lane) {
-    constexpr u32 WORDS = PAIRS * 4;
-#pragma unroll 2
-    for (u32 i = lane; i < WORDS; i += 32) {
-        // Pairs of a code: d = 1 two codes' values, d = 2 one, d = 3, 4 two pairs, ...
-        const u32 code = ENTRY == 1 ? 2 * i : i / ENTRY_WORDS, element = ENTRY == 1 ? 0 : i % ENTRY_WORDS * 2;
-        const u32 column = (kt * TILE_CODES + code) * D + element;
-        const f32 a = element < D && column < in ? x[column] : 0.f;
-        const f32 c = (ENTRY == 1 || element + 1 < D) && column + 1 < in ? x[column + 1] : 0.f;
-        const u32 high = pack_f16(a, c);
-        staged[i] = high;
-        staged[WORDS + i] = pack_f16(a - low_f16(high), c - high_f16(high));
-    }
-    __syncwarp();
-    const uint4* from = reinterpret_cast<const uint4*>(staged + lane / 4 % 2 * WORDS + lane % 4 * PAIRS);
-#pragma unroll
-    for (int s = 0; s < STEPS; s += 2) {
-        const uint4 v = from[s / 2];
-        b[0][s][0] = v.x, b[0][s][1] = v.y, b[0][s + 1][0] = v.z, b[0][s + 1][1] = v.w;
-    }
-    __syncwarp();
-}
-
 // The lane's part of a tile's 16 x TOKENS sums, to at(token, row).
 template <class At>
 __device__ __forceinline__ void store_sums(const f32 (&acc)[NT][4], u32 lane, At at) {
@@ -119,112 +60,283 @@ __device__ __forceinline__ void multiply_tile(f32 (&acc)[NT][4], const u32 (&w)[
 }
 
 #ifdef PQ_REPLICAS
-constexpr u32 BATCH = PQ_BATCH;            // row tiles between two meetings of a block's warps
+constexpr u32 WARPS = PQ_WARPS;
+constexpr u32 BATCH = PQ_BATCH;             // row tiles between two meetings of a block's warps, even
+constexpr u32 AT_ONCE = NT == 1 ? 2 : 1;    // row tiles of a step
 constexpr u32 BATCH_ROWS = BATCH * TILE_ROWS;
-constexpr u32 SUMS = BATCH_ROWS + 4;       // padded: 8 warps' sums of 4 rows are 32 banks
+constexpr u32 SUMS = BATCH_ROWS + 4;        // padded: 4 warps' sums of 8 rows are 32 banks
+constexpr u32 STAGED = COLUMNS < 8 ? COLUMNS : 8;        // columns of an operand that are staged; others repeat them
+constexpr u32 TILE_STAGE = NT * PAIRS * STAGED * 4;      // words of x that are staged for a tile of 64 codes
+constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
 
-KERNEL __launch_bounds__(PQ_WARPS * 32, 1)
+// What is done to x before it is multiplied, where `prepared` says where the result is kept: see RmsNormParams.
+struct __align__(16) MatvecInput { f32 eps, weight_offset; u32 rotate; };
+
+// The matrix that the step's next matvec multiplies by: bytes of a row tile, row tiles (or pairs of them, in two halves),
+// and bytes that a block asks for ahead.
+struct __align__(16) MatvecAhead { u32 tile_bytes, units, paired, bytes; };
+
+// Asks for the beginning of what this block will read of the next matrix, so that memory is not idle while blocks wait
+// for each other.
+__device__ __forceinline__ void prefetch_next(const char* next, const MatvecAhead& ahead) {
+    const u32 first = ahead.units * blockIdx.x / gridDim.x, last = ahead.units * (blockIdx.x + 1) / gridDim.x;
+    const u32 bytes = min((last - first) * ahead.tile_bytes, ahead.bytes >> ahead.paired);
+    for (u32 half = 0; half <= ahead.paired; half++) {
+        const char* from = next + (u64)(first + half * ahead.units) * ahead.tile_bytes;
+        for (u32 i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) prefetch_l2(from + i);
+    }
+}
+
+// Two neighbouring inputs of row `token` of x, which pair `i` of code tile `tile` of the chunk multiplies.
+__device__ __forceinline__ void stage_pair(u32* stage, u32 token, u32 tile, u32 i, f32 a, f32 b) {
+    const u32 t = i / PAIRS, p = i % PAIRS, column = SPLIT ? 2 * token : token;
+    u32* to = stage + tile * TILE_STAGE + ((column / 8 * (PAIRS / 4) + p / 4) * (STAGED * 4) + column % 8 * 4 + t) * 4 + p % 4;
+    const u32 high = pack_f16(a, b);
+    *to = high;
+    if (SPLIT) to[16] = pack_f16(a - low_f16(high), b - high_f16(high));
+}
+
+// The columns of the first of a pair's two inputs; the second is beside it. No column: `in`.
+__device__ __forceinline__ u32 pair_column(u32 tile, u32 i, u32 in) {
+    const u32 code = tile * TILE_CODES + (ENTRY == 1 ? 2 * i : i / ENTRY_WORDS);
+    const u32 element = ENTRY == 1 ? 0 : i % ENTRY_WORDS * 2;
+    return element < D ? min(code * D + element, in) : in;
+}
+
+// Whether the second input of a pair is there: entries of 3 values end with half a pair.
+__device__ __forceinline__ bool pair_whole(u32 i) { return ENTRY == 1 || i % ENTRY_WORDS * 2 + 1 < D; }
+
+// x's columns of `tiles` code tiles from `first` on, as they are.
+__device__ __forceinline__ void stage_plain(u32* stage, const f32* x, u32 rows, u32 in, u32 first, u32 tiles) {
+    constexpr u32 BATCHED = 4;
+    for (u32 token = 0; token < rows; token++) {
+        const f32* row = x + (u64)token * in;
+        for (u32 i0 = threadIdx.x; i0 < tiles * WORDS; i0 += BATCHED * blockDim.x) {
+            f32 a[BATCHED], b[BATCHED];
+#pragma unroll
+            for (u32 k = 0; k < BATCHED; k++) {
+                const u32 i = i0 + k * blockDim.x;
+                const u32 column = i < tiles * WORDS ? pair_column(first + i / WORDS, i % WORDS, in) : in;
+                a[k] = column < in ? row[column] : 0.f;
+                b[k] = column + 1 < in && pair_whole(i % WORDS) ? row[column + 1] : 0.f;
+            }
+#pragma unroll
+            for (u32 k = 0; k < BATCHED; k++) {
+                const u32 i = i0 + k * blockDim.x;
+                if (i < tiles * WORDS) stage_pair(stage, token, i / WORDS, i % WORDS, a[k], b[k]);
+            }
+        }
+    }
+}
+
+// One row of x normalised and rotated as asked; `in` is a multiple of 4. Every block does it for itself, and writes a
+// part of the row to `prepared`.
+__device__ __forceinline__ void stage_prepared(u32* stage, f32* row, const f32* x, const f32* norm, f32* prepared, u32 in,
+                                               u32 tiles, const MatvecInput& input) {
+    f32 sum = 0.f;
+    for (u32 i = threadIdx.x * 4; i < in; i += blockDim.x * 4) {
+        const float4 v = *reinterpret_cast<const float4*>(x + i);
+        float4 w = make_float4(1.f, 1.f, 1.f, 1.f);
+        if (norm) {
+            w = *reinterpret_cast<const float4*>(norm + i);
+            const f32 offset = input.weight_offset;
+            w.x += offset, w.y += offset, w.z += offset, w.w += offset;
+        }
+        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        *reinterpret_cast<float4*>(row + padded(i)) = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
+    }
+    const f32 scale = norm ? rsqrtf(block_sum(sum) / in + input.eps) : 1.f;
+    if (input.rotate) rotate_shared<false>(row, 0, in, input.rotate);
+    else __syncthreads();
+    for (u32 i = threadIdx.x; i < tiles * WORDS; i += blockDim.x) {
+        const u32 column = pair_column(i / WORDS, i % WORDS, in);
+        const f32 a = column < in ? row[padded(column)] * scale : 0.f;
+        const f32 b = column + 1 < in && pair_whole(i % WORDS) ? row[padded(column + 1)] * scale : 0.f;
+        stage_pair(stage, 0, i / WORDS, i % WORDS, a, b);
+        if (i / WORDS % gridDim.x != blockIdx.x || column >= in) continue;
+        prepared[column] = a;
+        if (column + 1 < in && pair_whole(i % WORDS)) prepared[column + 1] = b;
+    }
+}
+
+// A chunk of columns at a time is staged in shared memory (all of them, where there is room). `hidden`: W is gate and up,
+// stacked, and silu(gate) * up goes there.
+KERNEL BOUNDS(WARPS * 32, 1)
 pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const f32* bias, const f32* x, f32* y,
-                 u32 out, u32 in, u32 code_tiles, LinearParams params) {
-    extern __shared__ __align__(16) char table[];
-    f32* partial = reinterpret_cast<f32*>(table + TABLE_BYTES); // [warps, TOKENS, SUMS]
-    u32* staged = reinterpret_cast<u32*>(partial + (blockDim.x >> 5) * TOKENS * SUMS); // one row: [warps, 2, PAIRS * 4]
-    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    const u32 row_tiles = (out + TILE_ROWS - 1) / TILE_ROWS, passes = (code_tiles + warps - 1) / warps;
-    const u32 first = row_tiles * blockIdx.x / gridDim.x, last = row_tiles * (blockIdx.x + 1) / gridDim.x;
+                 u32 out, u32 in, u32 code_tiles, u32 chunk_passes, LinearParams params, const f32* norm, f32* prepared,
+                 f32* hidden, MatvecInput input, const char* next, MatvecAhead ahead_of) {
+    char* table = table_start();
+    f32* partials = reinterpret_cast<f32*>(table + TABLE_BYTES); // two of [WARPS, TOKENS, SUMS]
+    u32* stage = reinterpret_cast<u32*>(partials + 2 * WARPS * TOKENS * SUMS);
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const u32 row_tiles = (out + TILE_ROWS - 1) / TILE_ROWS, passes = (code_tiles + WARPS - 1) / WARPS;
+    const u32 units = hidden ? row_tiles / 2 : row_tiles, apart = hidden ? 2 : 1;
+    const u32 first = units * blockIdx.x / gridDim.x * apart, last = units * (blockIdx.x + 1) / gridDim.x * apart;
     release_next();
 
-    // A warp's tiles: for each batch of row tiles, for each pass over the columns, each row tile of the batch.
-    // With a single pass the codes to fetch are one stretch of row tiles.
-    const u32 stride = code_tiles * TILE_WORDS;
-    const u32 stretch = passes == 1 ? last - first : BATCH;
-    u32 ahead_batch = first, ahead_pass = 0, ahead_left = min(stretch, last - first);
-    const u32* ahead = codes + (u64)first * stride + warp * TILE_WORDS;
-    auto fetch = [&](u32 (&w)[BITS]) {
-        if (ahead_left == 0) return;
-        if (ahead_pass * warps + warp < code_tiles) load_tile(w, ahead, lane);
-        ahead += stride;
-        if (--ahead_left) return;
-        if (++ahead_pass == passes) {
-            ahead_pass = 0;
-            ahead_batch += stretch;
+    // A block's tiles, numbered from `first` to `last`: with `hidden`, tiles of gate and up take turns.
+    auto place = [&](u32 tile) { return hidden ? tile / 2 + tile % 2 * units : tile; };
+
+    // A warp's steps: for each chunk of columns, each batch of row tiles, each pass over the chunk's columns, each
+    // AT_ONCE row tiles. Codes are fetched two steps ahead.
+    struct { u32 chunk, batch, pass, tile; } ahead = {0, first, 0, 0};
+    auto fetch = [&](u32 (&w)[AT_ONCE][BITS]) {
+        if (ahead.chunk >= passes || first == last) return;
+        const u32 kt = ahead.pass * WARPS + warp;
+#pragma unroll
+        for (u32 k = 0; k < AT_ONCE; k++) {
+            const u32 tile = ahead.batch + ahead.tile + k;
+            if (tile < last && kt < code_tiles) load_tile(w[k], codes + ((u64)place(tile) * code_tiles + kt) * TILE_WORDS, lane);
         }
-        if (ahead_batch >= last) return;
-        ahead_left = min(stretch, last - ahead_batch);
-        ahead = codes + (u64)ahead_batch * stride + (ahead_pass * warps + warp) * TILE_WORDS;
+        ahead.tile += AT_ONCE;
+        if (ahead.tile < min(BATCH, last - ahead.batch)) return;
+        ahead.tile = 0;
+        if (++ahead.pass < min(ahead.chunk + chunk_passes, passes)) return;
+        ahead.batch += BATCH;
+        if (ahead.batch >= last) ahead.batch = first, ahead.chunk += chunk_passes;
+        ahead.pass = ahead.chunk;
     };
-    u32 even[BITS], odd[BITS];
+    u32 even[AT_ONCE][BITS] = {}, odd[AT_ONCE][BITS] = {};
     fetch(even);
     fetch(odd);
-    const char* begin = reinterpret_cast<const char*>(codes + (u64)first * stride);
-    if (threadIdx.x * 128ull < (u64)(last - first) * stride * 4) prefetch_l2(begin + threadIdx.x * 128ull);
-    fill_table(table, codebook);
-    __syncthreads();
+    if (norm && threadIdx.x * 32 < in) prefetch_l2(norm + threadIdx.x * 32);
+    use_table(table, codebook);
     wait_inputs();
 
     const u32 low = lane_offset(lane);
-    u32 b[NT][STEPS][2];
-    auto input = [&](u32 pass) {
-        if constexpr (TOKENS == 1) {
-            load_x_by_warp(b, staged + warp * 2 * PAIRS * 4, x, in, pass * warps + warp, lane);
+    u32 parity = 0;
+    for (u32 chunk = 0; chunk < passes; chunk += chunk_passes) {
+        const u32 chunk_end = min(chunk + chunk_passes, passes);
+        if (chunk) __syncthreads(); // the stage is used no more
+        const u32 tiles_in_chunk = min(chunk_end * WARPS, code_tiles) - chunk * WARPS;
+        if (TOKENS == 1 && prepared) {
+            f32* row = reinterpret_cast<f32*>(stage + tiles_in_chunk * TILE_STAGE);
+            stage_prepared(stage, row, x, norm, prepared, in, tiles_in_chunk, input);
         } else {
-            load_x(b, x, params.rows, in, pass * warps + warp, lane);
+            stage_plain(stage, x, params.rows, in, chunk * WARPS, tiles_in_chunk);
         }
-    };
-    for (u32 batch = first; batch < last; batch += BATCH) {
-        const u32 tiles = min(BATCH, last - batch);
-        for (u32 pass = 0; pass < passes; pass++) {
-            if (passes > 1 || batch == first) input(pass);
-            u32 tile = 0;
-            auto step = [&](u32 (&w)[BITS]) {
-                f32 acc[NT][4];
-                multiply_tile<TABLE_LOG>(acc, w, b, low, [&](int) { return table; });
-                fetch(w);
-                store_sums(acc, lane, [&](u32 token, u32 row, f32 v) {
-                    f32* at = partial + (warp * TOKENS + token) * SUMS + tile * TILE_ROWS + row;
-                    *at = pass ? *at + v : v;
-                });
-                return ++tile == tiles;
-            };
-            while (true) {
-                if (step(even)) {
+        __syncthreads();
+        for (u32 batch = first; batch < last; batch += BATCH) {
+            const u32 tiles = min(BATCH, last - batch);
+            f32* partial = partials + parity * WARPS * TOKENS * SUMS;
+            parity ^= 1;
+            for (u32 pass = chunk; pass < chunk_end; pass++) {
+                const u32 kt = pass * WARPS + warp;
+                u32 b[NT][STEPS][2] = {};
+                if (kt < code_tiles) {
+                    const u32* at = stage + (kt - chunk * WARPS) * TILE_STAGE + (lane / 4 % STAGED * 4 + lane % 4) * 4;
 #pragma unroll
-                    for (int i = 0; i < BITS; i++) {
-                        const u32 w = even[i];
-                        even[i] = odd[i], odd[i] = w;
+                    for (int i = 0; i < NT * PAIRS / 4; i++) {
+                        const uint4 v = *reinterpret_cast<const uint4*>(at + i * STAGED * 16);
+                        const int nt = i / (PAIRS / 4), s = i % (PAIRS / 4) * 2;
+                        b[nt][s][0] = v.x, b[nt][s][1] = v.y, b[nt][s + 1][0] = v.z, b[nt][s + 1][1] = v.w;
                     }
-                    break;
                 }
-                if (step(odd)) break;
+                u32 tile = 0;
+                auto step = [&](u32 (&w)[AT_ONCE][BITS]) {
+                    f32 acc[AT_ONCE][NT][4];
+#pragma unroll
+                    for (u32 k = 0; k < AT_ONCE; k++) multiply_tile<TABLE_LOG>(acc[k], w[k], b, low, [&](int) { return TABLE_AT; });
+                    fetch(w);
+#pragma unroll
+                    for (u32 k = 0; k < AT_ONCE; k++) {
+                        store_sums(acc[k], lane, [&](u32 token, u32 row, f32 v) {
+                            f32* at = partial + (warp * TOKENS + token) * SUMS + (tile + k) * TILE_ROWS + row;
+                            *at = pass > chunk ? *at + v : v;
+                        });
+                    }
+                    tile += AT_ONCE;
+                    return tile >= tiles;
+                };
+                while (true) {
+                    if (step(even)) {
+#pragma unroll
+                        for (u32 i = 0; i < AT_ONCE * BITS; i++) {
+                            const u32 w = even[i / BITS][i % BITS];
+                            even[i / BITS][i % BITS] = odd[i / BITS][i % BITS], odd[i / BITS][i % BITS] = w;
+                        }
+                        break;
+                    }
+                    if (step(odd)) break;
+                }
+            }
+            // Sum the batch up over the warps, 4 threads a row. Rows of two neighbouring tiles take turns, so that
+            // with `hidden` gate and up meet in a warp. What a row needs besides is loaded one row ahead.
+            struct Target { f32* y; f32 before, scale; u32 token, n; };
+            auto target = [&](u32 i) {
+                const u32 r = i % BATCH_ROWS, tile = batch + r / 32 * 2 + r % 2;
+                Target to = {nullptr, 0.f, 1.f, i / BATCH_ROWS, place(tile) * TILE_ROWS + r % 32 / 2};
+                if (lane % 4 || i >= BATCH_ROWS * TOKENS || tile >= last || to.n >= out || to.token >= params.rows) return to;
+                to.y = y + (u64)to.token * params.y_stride + params.y_offset + to.n;
+                if (scales) to.scale = from_f16(scales[to.n]);
+                if (params.accumulate || chunk) to.before = *to.y;
+                if (bias && chunk == 0) to.before += bias[to.n];
+                return to;
+            };
+            Target next_row = target(threadIdx.x / 4);
+            if (next && batch + BATCH >= last && chunk_end == passes) prefetch_next(next, ahead_of);
+            __syncthreads();
+#pragma unroll 1
+            for (u32 i = threadIdx.x / 4; i < BATCH_ROWS * TOKENS; i += blockDim.x / 4) {
+                const Target to = next_row;
+                next_row = target(i + blockDim.x / 4);
+                const u32 r = i % BATCH_ROWS;
+                const f32* at = partial + i / BATCH_ROWS * SUMS + (r / 32 * 2 + r % 2) * TILE_ROWS + r % 32 / 2;
+                f32 sum = 0.f;
+#pragma unroll
+                for (u32 k = 0; k < WARPS; k += 4) sum += at[(k + lane % 4) * TOKENS * SUMS];
+                sum += __shfl_xor_sync(~0u, sum, 1);
+                sum += __shfl_xor_sync(~0u, sum, 2);
+                sum = to.before + sum * to.scale;
+                if (to.y) *to.y = sum;
+                if (hidden) {
+                    const f32 up = __shfl_xor_sync(~0u, sum, 4);
+                    if (to.y && r % 2 == 0) hidden[to.token * (out / 2) + to.n] = silu(sum) * up;
+                }
             }
         }
-        // Sum the batch up over the warps, 8 threads a row.
-        __syncthreads();
-        const u32 n0 = batch * TILE_ROWS, rows = min(BATCH_ROWS, min(last * TILE_ROWS, out) - n0);
-#pragma unroll 1
-        for (u32 i = threadIdx.x / 8; i < BATCH_ROWS * TOKENS; i += blockDim.x / 8) {
-            const u32 token = i / BATCH_ROWS, row = i % BATCH_ROWS;
-            const bool writes = lane % 8 == 0 && row < rows && token < params.rows;
-            f32* to = y + (u64)token * params.y_stride + params.y_offset + n0 + row;
-            const f32 scale = writes && scales ? from_f16(scales[n0 + row]) : 1.f;
-            f32 before = writes && params.accumulate ? *to : 0.f;
-            if (writes && bias) before += bias[n0 + row];
-            f32 sum = 0.f;
-#pragma unroll 4
-            for (u32 k = lane % 8; k < warps; k += 8) sum += partial[(k * TOKENS + token) * SUMS + row];
-#pragma unroll
-            for (int o = 4; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
-            if (writes) *to = before + sum * scale;
-        }
-        __syncthreads();
     }
 }
 
 #else
-KERNEL __launch_bounds__(PQ_WARPS * 32, 1)
+// The B operand for columns `kt`'s tile: rows of x beyond `rows` and columns beyond `in` are zero.
+__device__ __forceinline__ void load_x(u32 (&b)[NT][STEPS][2], const f32* x, u32 rows, u32 in, u32 kt, u32 lane) {
+    const u32 g = lane / 4, first = (kt * 4 + lane % 4) * LANE_CODES * D;
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        const u32 token = SPLIT ? nt * 4 + g / 2 : nt * 8 + g;
+        const f32* row = x + (u64)token * in;
+        f32 v[LANE_CODES * D];
+#pragma unroll
+        for (int i = 0; i < LANE_CODES * D; i += 4) {
+            const u32 column = first + i;
+            if (in % 4 == 0) {
+                const float4 q = token < rows && column < in ? *reinterpret_cast<const float4*>(row + column)
+                                                             : make_float4(0.f, 0.f, 0.f, 0.f);
+                v[i] = q.x, v[i + 1] = q.y, v[i + 2] = q.z, v[i + 3] = q.w;
+            } else {
+#pragma unroll
+                for (int k = 0; k < 4; k++) v[i + k] = token < rows && column + k < in ? row[column + k] : 0.f;
+            }
+        }
+#pragma unroll
+        for (int p = 0; p < PAIRS; p++) {
+            constexpr int PER_CODE = ENTRY / 2;
+            const int code = ENTRY == 1 ? 2 * p : p / (PER_CODE ? PER_CODE : 1);
+            const int element = ENTRY == 1 ? 0 : p % (PER_CODE ? PER_CODE : 1) * 2;
+            f32 low = element < D ? v[code * D + element] : 0.f;
+            f32 high = ENTRY == 1 || element + 1 < D ? v[code * D + element + 1] : 0.f;
+            u32 word = pack_f16(low, high);
+            if (SPLIT && g % 2) word = pack_f16(low - low_f16(word), high - high_f16(word));
+            b[nt][p / 2][p % 2] = word;
+        }
+    }
+}
+
+KERNEL BOUNDS(PQ_WARPS * 32, 1)
 pq_matvec_subspace(const u32* codes, const u32* codebooks, const f32* x, f32* partial, u32 out, u32 in, u32 subspaces,
                    u32 code_tiles, LinearParams params) {
-    extern __shared__ __align__(16) char table[];
+    char* table = dynamic_shared;
     constexpr u32 BOOK_BYTES = (1u << BITS) * ENTRY_BYTES;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, kt = blockIdx.x;
     const u32 row_tiles = (out + TILE_ROWS - 1) / TILE_ROWS;
@@ -252,8 +364,7 @@ pq_matvec_subspace(const u32* codes, const u32* codebooks, const f32* x, f32* pa
 
     u32 b[NT][STEPS][2];
     load_x(b, x, params.rows, in, kt, lane);
-    const u32 low = 0;
-    const char* entries = table + lane % 4 * (LANE_CODES * BOOK_BYTES);
+    const u32 low = 0, entries = (u32)__cvta_generic_to_shared(table) + lane % 4 * (LANE_CODES * BOOK_BYTES);
     auto step = [&](u32 (&w)[BITS], u32 tile) {
         f32 acc[NT][4];
         multiply_tile<ENTRY_LOG>(acc, w, b, low, [&](int i) { return entries + i * BOOK_BYTES; });

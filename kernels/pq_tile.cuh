@@ -70,6 +70,20 @@ constexpr int PAIRS = LANE_CODES * ENTRY / 2, STEPS = PAIRS / 2;
 
 struct Entry { u32 word[ENTRY_WORDS]; };
 
+// From an address in shared memory: a constant added to it costs nothing, which it would to a generic pointer.
+__device__ __forceinline__ Entry load_entry(u32 at) {
+    Entry e;
+    if constexpr (ENTRY_WORDS == 1) {
+        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(e.word[0]) : "r"(at));
+    } else if constexpr (ENTRY_WORDS == 2) {
+        asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(e.word[0]), "=r"(e.word[1]) : "r"(at));
+    } else {
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(e.word[0]), "=r"(e.word[1]), "=r"(e.word[2]), "=r"(e.word[3]) : "r"(at));
+    }
+    return e;
+}
+
 __device__ __forceinline__ Entry load_entry(const char* at) {
     Entry e;
     if constexpr (ENTRY_WORDS == 1) {
@@ -84,7 +98,8 @@ __device__ __forceinline__ Entry load_entry(const char* at) {
     return e;
 }
 
-// The pairs of weights of one row of a lane (`half` 0: row g, 1: row g + 8), from a table at `at(code index)` whose
+// The pairs of weights of one row of a lane (`half` 0: row g, 1: row g + 8), from a table at `at(code index)`, a
+// pointer or an address in shared memory, whose
 // entries are 1 << LOG bytes apart and begin at `low`.
 template <int LOG, class Base>
 __device__ __forceinline__ void pairs_of(u32 (&pairs)[PAIRS], const u32 (&w)[BITS], int half, u32 low, Base at) {
@@ -102,10 +117,15 @@ __device__ __forceinline__ void pairs_of(u32 (&pairs)[PAIRS], const u32 (&w)[BIT
 
 #ifdef PQ_REPLICAS
 // A shared codebook in shared memory, each entry PQ_REPLICAS times side by side: with 128 bytes of copies no two
-// lanes of a warp ever want the same bank. Copies of 8-bit codes' entries stand 256 bytes apart, see code_at.
+// lanes of a warp ever want the same bank. PQ_SPREAD: the copies of an entry stand 256 bytes
+// apart, which code_at does for 8-bit codes in one instruction.
 constexpr int REPLICAS = PQ_REPLICAS, COPIES_BYTES = REPLICAS * ENTRY_BYTES;
 __device__ constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
-constexpr int TABLE_LOG = BITS == 8 && COPIES_BYTES == 128 ? 8 : log2_of(COPIES_BYTES);
+#ifdef PQ_SPREAD
+constexpr int TABLE_LOG = 8;
+#else
+constexpr int TABLE_LOG = log2_of(COPIES_BYTES);
+#endif
 constexpr int TABLE_BYTES = (1 << BITS) << TABLE_LOG;
 
 __device__ __forceinline__ void fill_table(char* table, const u32* codebook) {
@@ -136,6 +156,24 @@ __device__ __forceinline__ void fill_table(char* table, const u32* codebook) {
             if (i < COUNT) reinterpret_cast<uint4*>(table + (i / PARTS << TABLE_LOG))[i % PARTS] = v[k];
         }
     }
+}
+
+// The copies stand at an address that is known here, so that it is part of every lookup's instruction: behind all that
+// kernels have in shared memory besides.
+constexpr u32 TABLE_AT = PQ_TABLE_AT;
+
+__device__ __forceinline__ char* table_start() {
+    return dynamic_shared + (TABLE_AT - (u32)__cvta_generic_to_shared(dynamic_shared));
+}
+
+// The codebook's copies, if they are not there yet: the same codebook serves a step's matrices.
+__device__ __forceinline__ void use_table(char* table, const u32* codebook) {
+#ifdef STEP
+    if (table_of == codebook) return;
+    __syncthreads();
+    if (threadIdx.x == 0) table_of = codebook;
+#endif
+    fill_table(table, codebook);
 }
 
 __device__ __forceinline__ u32 lane_offset(u32 lane) { return lane % REPLICAS * ENTRY_BYTES; }

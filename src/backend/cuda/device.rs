@@ -10,6 +10,7 @@ use cudarc::cublas::CudaBlas;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, sys};
 use cudarc::nvrtc::Ptx;
+use half::f16;
 
 use super::error;
 use super::kernels::Unit;
@@ -33,6 +34,8 @@ pub enum Scratch {
     Partial,
     /// Softmax sums of attention.
     Sums,
+    /// silu(gate) * up before its rotation.
+    Hidden,
     /// Results of argmax.
     Found,
     /// Of cuBLAS.
@@ -52,12 +55,17 @@ pub struct Device {
     functions: RefCell<HashMap<(Unit, &'static str), Rc<Function>>>,
     modules: RefCell<HashMap<Unit, Arc<CudaModule>>>,
     scratch: RefCell<HashMap<Scratch, Memory>>,
+    universal: RefCell<Vec<(Vec<f16>, Memory)>>,
     blas: RefCell<Option<Rc<CudaBlas>>>,
 }
 
 /// A kernel, loaded.
 pub struct Function {
     pub function: CudaFunction,
+    pub unit: Unit,
+    pub entry: &'static str,
+    /// Shared memory that a launch may ask for.
+    pub dynamic_limit: u32,
 }
 
 /// How many devices there are; an error that says what is missing where there are none.
@@ -107,6 +115,7 @@ impl Device {
             functions: RefCell::default(),
             modules: RefCell::default(),
             scratch: RefCell::default(),
+            universal: RefCell::default(),
             blas: RefCell::default(),
         })
     }
@@ -205,6 +214,18 @@ impl Device {
         Ok(memory)
     }
 
+    /// A universal codebook, once for all matrices: kernels that share it tell by its address.
+    pub fn universal(&self, entries: Vec<f16>) -> Result<Memory> {
+        let mut all = self.universal.borrow_mut();
+        if let Some((_, memory)) = all.iter().find(|(known, _)| *known == entries) {
+            return Ok(memory.clone());
+        }
+        let memory = self.alloc(entries.len().div_ceil(2), false)?;
+        self.write(&memory, bytemuck::cast_slice(&entries))?;
+        all.push((entries, memory.clone()));
+        Ok(memory)
+    }
+
     /// The kernel `entry` of a unit, compiled and loaded on first use.
     pub fn function(&self, unit: Unit, entry: &'static str) -> Result<Rc<Function>> {
         if let Some(function) = self.functions.borrow().get(&(unit, entry)) {
@@ -218,7 +239,7 @@ impl Device {
         function
             .set_attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, dynamic)
             .map_err(|e| named(entry, &e))?;
-        let function = Rc::new(Function { function });
+        let function = Rc::new(Function { function, unit, entry, dynamic_limit: dynamic as u32 });
         self.functions.borrow_mut().insert((unit, entry), function.clone());
         Ok(function)
     }

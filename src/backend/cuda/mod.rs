@@ -9,6 +9,7 @@ mod device;
 pub mod kernels;
 mod linear;
 pub mod nvrtc;
+mod step;
 mod weight;
 
 use std::fmt::Display;
@@ -222,7 +223,7 @@ impl Backend for Cuda {
 
     fn embed(&self, c: &mut Commands, op: ops::Embed<'_, Buffer, Weight>) -> Result<()> {
         let p = op.params;
-        let (grid, threads, shared) = ([p.rows, 1, 1], row_threads(p.dim), p.dim * 4);
+        let (grid, threads, shared) = ([p.rows, 1, 1], row_threads(p.dim), kernels::row_shared(p.dim));
         let Some(part) = op.table.parts.first().filter(|_| op.table.parts.len() == 1) else {
             return Err(error("an embedding table is one matrix"));
         };
@@ -264,7 +265,7 @@ impl Backend for Cuda {
     fn rms_norm(&self, c: &mut Commands, op: ops::RmsNorm<'_, Buffer>) -> Result<()> {
         let p = op.params;
         c.launch(
-            Launch::new(self.plain("rms_norm")?, [p.rows, 1, 1], row_threads(p.dim), p.dim * 4)
+            Launch::new(self.plain("rms_norm")?, [p.rows, 1, 1], row_threads(p.dim), kernels::row_shared(p.dim))
                 .memory(&op.x.0)
                 .memory(&op.weight.0)
                 .memory(&op.y.0)
@@ -316,7 +317,7 @@ impl Backend for Cuda {
 
     fn attention(&self, c: &mut Commands, op: ops::Attention<'_, Buffer>) -> Result<()> {
         let p = op.params;
-        let group = kernels::attention_group(p.heads / p.kv_heads);
+        let group = kernels::attention_group(p.heads / p.kv_heads, p.head_dim);
         let across = p.heads / group;
         if let (Cache::F16, Some(shared)) = (self.cache(), kernels::attention_rows_shared(p.head_dim))
             && p.rows >= MANY_ROWS * p.segments
@@ -333,7 +334,7 @@ impl Backend for Cuda {
                 self.entry(unit, "attention_split")?,
                 [across, p.rows, splits],
                 kernels::ATTENTION_THREADS,
-                0,
+                kernels::attention_shared(p.head_dim, group),
             )
             .memory(&op.qkv.0)
             .memory(&op.k_cache.0)
@@ -414,7 +415,7 @@ impl Backend for Cuda {
         let p = op.params;
         let size = p.heads * p.dim;
         c.launch(
-            Launch::new(self.plain("gated_norm")?, [p.rows, 1, 1], row_threads(size), size * 4)
+            Launch::new(self.plain("gated_norm")?, [p.rows, 1, 1], row_threads(size), kernels::row_shared(size))
                 .memory(&op.x.0)
                 .memory(&op.gate.0)
                 .memory(&op.weight.0)

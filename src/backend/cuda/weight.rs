@@ -10,7 +10,7 @@ use super::device::{Device, Memory};
 use super::kernels::{self, Lookup, TILE_CODES, TILE_ROWS};
 use crate::Result;
 use crate::backend::{Dtype, WeightData};
-use crate::pq::{PqMatrix, PqSpec};
+use crate::pq::{PqMatrix, PqSpec, Scope};
 
 /// Matrices that share their `in`, stacked along `out`.
 pub struct Weight {
@@ -153,8 +153,13 @@ impl Pq {
         let code_tiles = spec.subspaces(cols).div_ceil(TILE_CODES);
         let tiles = rows.div_ceil(TILE_ROWS) * code_tiles;
         let entries = padded(&spec, codebooks);
-        let memory = device.alloc(entries.len().div_ceil(2), false)?;
-        device.write(&memory, bytemuck::cast_slice(&entries))?;
+        let memory = if spec.scope == Scope::Universal {
+            device.universal(entries)?
+        } else {
+            let memory = device.alloc(entries.len().div_ceil(2), false)?;
+            device.write(&memory, bytemuck::cast_slice(&entries))?;
+            memory
+        };
         Ok(Self {
             spec,
             lookup: Lookup::of(&spec, cols, device.shared_limit),

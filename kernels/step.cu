@@ -1,0 +1,126 @@
+// Many launches in one: a decode step of a product-quantized model is a program of phases, which one grid of resident
+// blocks, one a multiprocessor, runs with a barrier between them.
+//
+// A launch costs some 5 us from the last byte of one kernel to the full stream of the next, five times what its data
+// takes in a matrix of 8 MB; a barrier costs 1 to 2, codes of the next matrix are fetched while it is waited for, the
+// table of codebook entries is filled once, and code stays in the instruction cache.
+//
+// A phase is a recorded launch: its arguments, and its grid, which the real blocks share out among them. The kernels'
+// sources stand before this text, each in a namespace of its file's name; the phases' numbers (PHASE_...) come from
+// the host's list.
+#undef blockIdx
+#undef gridDim
+
+struct Argument {
+    u64 bits;
+    template <class T> __device__ __forceinline__ operator T*() const { return reinterpret_cast<T*>(bits); }
+    __device__ __forceinline__ operator u32() const { return (u32)bits; }
+};
+
+struct Phase {
+    u32 kind, grid[3];
+    Argument arguments[STEP_ARGUMENTS];
+};
+
+template <class T> __device__ __forceinline__ T params(const Argument* at) {
+    T all;
+#pragma unroll
+    for (u32 i = 0; i < sizeof(T) / 4; i++) reinterpret_cast<u32*>(&all)[i] = reinterpret_cast<const u32*>(at)[i];
+    return all;
+}
+
+__device__ __forceinline__ void run_block(const Phase& phase) {
+    const Argument* a = phase.arguments;
+    switch (phase.kind) {
+    case PHASE_rms_norm: return rms_norm::rms_norm(a[0], a[1], a[2], params<RmsNormParams>(a + 3));
+    case PHASE_swiglu: return swiglu::swiglu(a[0], a[1], params<SwiGluParams>(a + 2));
+    case PHASE_gather_rows: return gather_rows::gather_rows(a[0], a[1], a[2], params<GatherRowsParams>(a + 3));
+    case PHASE_gated_norm: return gated_norm::gated_norm(a[0], a[1], a[2], a[3], params<GatedNormParams>(a + 4));
+#ifdef PQ_D
+    case PHASE_embed_pq: return embed::embed_pq(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], params<EmbedParams>(a + 8));
+#endif
+#ifdef HEAD_DIM
+    case PHASE_rope_cache:
+        return rope_cache::rope_cache(a[0], a[1], a[2], a[3], a[4], a[5], a[6], params<RopeCacheParams>(a + 7));
+    case PHASE_attention_split:
+        return attention::attention_split(a[0], a[1], a[2], a[3], a[4], a[5], params<AttentionParams>(a + 6));
+    case PHASE_attention_combine:
+        return attention::attention_combine(a[0], a[1], a[2], a[3], a[4], params<AttentionParams>(a + 5));
+#endif
+#ifdef CONV_KERNEL
+    case PHASE_causal_conv:
+        return causal_conv::causal_conv(a[0], a[1], a[2], a[3], a[4], params<CausalConvParams>(a + 5));
+    case PHASE_causal_conv_state:
+        return causal_conv::causal_conv_state(a[0], a[1], a[2], params<CausalConvParams>(a + 3));
+#endif
+#ifdef KEY_DIM
+    case PHASE_delta_rule:
+        return delta_rule::delta_rule(a[0], a[1], a[2], a[3], a[4], a[5], a[6], params<DeltaRuleParams>(a + 7));
+#endif
+    }
+}
+
+__device__ __forceinline__ void run(const Phase& phase) {
+#ifdef PQ_TOKENS
+    if (phase.kind == PHASE_pq_matvec_shared) {
+        // Takes the grid as it is, and waits for its inputs when it has asked for its first codes.
+        if (threadIdx.x == 0) virtual_block = blockIdx, virtual_grid = make_uint3(gridDim.x, 1, 1);
+        __syncthreads();
+        const Argument* a = phase.arguments;
+        return pq_matvec::pq_matvec_shared(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9],
+                                           params<LinearParams>(a + 10), a[18], a[19], a[20],
+                                           params<pq_matvec::MatvecInput>(a + 21), a[29],
+                                           params<pq_matvec::MatvecAhead>(a + 30));
+    }
+#endif
+    wait_inputs();
+    const u32 *grid = phase.grid, count = grid[0] * grid[1] * grid[2];
+    for (u32 block = blockIdx.x; block < count; block += gridDim.x) {
+        if (threadIdx.x == 0) {
+            virtual_block = make_uint3(block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1]);
+            virtual_grid = make_uint3(grid[0], grid[1], grid[2]);
+        }
+        __syncthreads();
+        run_block(phase);
+        __syncthreads();
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1) step(const Phase* program, u32 count) {
+    __shared__ Phase phases[2];
+    constexpr u32 WORDS = sizeof(Phase) / 4;
+    auto load = [&](u32 i) {
+        if (i < count && threadIdx.x < WORDS) {
+            reinterpret_cast<u32*>(&phases[i % 2])[threadIdx.x] = reinterpret_cast<const u32*>(program + i)[threadIdx.x];
+        }
+    };
+    load(0);
+    if (threadIdx.x == 0) table_of = nullptr, arrivals_wanted = 0;
+    __syncthreads();
+    for (u32 i = 0; i < count; i++) {
+#ifdef STEP_TRACE
+        if (threadIdx.x == 0) trace_at = i, trace_block = blockIdx.x, trace[blockIdx.x][i][0] = clock64();
+#endif
+        load(i + 1);
+        run(phases[i % 2]);
+        __syncthreads();
+        if (threadIdx.x) continue;
+#ifdef STEP_TRACE
+        trace[blockIdx.x][i][2] = clock64();
+#endif
+        u32 before;
+        asm volatile("atom.add.release.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(&arrivals) : "memory");
+        arrivals_wanted = (i + 1) * gridDim.x;
+#ifdef STEP_TRACE
+        trace[blockIdx.x][i][3] = clock64();
+#endif
+        if (before + 1 == count * gridDim.x) arrivals = 0; // the last of all
+    }
+#ifdef STEP_TRACE
+    if (blockIdx.x == 5 && threadIdx.x == 0 && launches++ == 40) {
+        for (u32 i = 0; i < count; i++) {
+            printf("T %d kind %d grid %d: wait %d work %d arrive %d\n", i, program[i].kind, program[i].grid[0]*program[i].grid[1]*program[i].grid[2], (int)(trace[5][i][1] - trace[5][i][0]), (int)(trace[5][i][2] - trace[5][i][1]), (int)(trace[5][i][3]-trace[5][i][2]));
+        }
+    }
+#endif
+}

@@ -1,0 +1,292 @@
+//! Steps: runs of recorded launches that become the phases of one launch (kernels/step.cu), with what neighbouring
+//! operations do to a row between two matrices moved into the matrices' own kernels.
+
+use super::commands::{Arg, Kernel, Work};
+use super::device::{Device, Memory, Scratch, address};
+use super::kernels::{self, Matvec, TILE_ROWS, Unit};
+use crate::Result;
+
+/// The launches that can be phases, by their entry's name, with the file that it is in and a constant without which the
+/// file cannot be compiled.
+const PHASES: &[(&str, &str, Option<&str>)] = &[
+    ("pq_matvec_shared", "pq_matvec", Some("PQ_TOKENS")),
+    ("rms_norm", "rms_norm", None),
+    ("swiglu", "swiglu", None),
+    ("gather_rows", "gather_rows", None),
+    ("gated_norm", "gated_norm", None),
+    ("embed_pq", "embed", Some("PQ_D")),
+    ("rope_cache", "rope_cache", Some("HEAD_DIM_MAX")),
+    ("attention_split", "attention", Some("HEAD_DIM")),
+    ("attention_combine", "attention", Some("HEAD_DIM")),
+    ("causal_conv", "causal_conv", Some("CONV_KERNEL")),
+    ("causal_conv_state", "causal_conv", Some("CONV_KERNEL")),
+    ("delta_rule", "delta_rule", Some("KEY_DIM")),
+];
+
+/// Arguments of a phase in 8-byte slots, at most.
+const ARGUMENTS: usize = 38;
+/// Slots of a parameter struct.
+const PARAMS: usize = 8;
+
+/// Places of pq_matvec_shared's arguments.
+mod matvec {
+    pub const CODES: usize = 0;
+    pub const X: usize = 4;
+    pub const Y: usize = 5;
+    pub const OUT: usize = 6;
+    pub const IN: usize = 7;
+    pub const CODE_TILES: usize = 8;
+    pub const CHUNK: usize = 9;
+    pub const PARAMS: usize = 10;
+    pub const NORM: usize = 11;
+    pub const PREPARED: usize = 12;
+    pub const HIDDEN: usize = 13;
+    pub const INPUT: usize = 14;
+    pub const NEXT: usize = 15;
+    pub const AHEAD: usize = 16;
+}
+
+/// The source of a step: the files that its constants suffice for, each in a namespace, then step.cu.
+pub fn source(unit: &Unit, head: &str) -> String {
+    let mut source = String::new();
+    for (i, (entry, _, _)) in PHASES.iter().enumerate() {
+        source += &format!("#define PHASE_{entry} {i}\n");
+    }
+    source += head;
+    let mut files: Vec<_> = PHASES.iter().map(|(_, file, needs)| (*file, *needs)).collect();
+    files.dedup();
+    for (file, needs) in files {
+        if needs.is_none_or(|name| unit.constant(name).is_some()) {
+            source += &format!("namespace {file} {{\n{}}}\n", kernels::text(file));
+        }
+    }
+    source + kernels::text("step")
+}
+
+/// A step's unit for matrices of `matvec` and what else its phases are specialised for.
+fn unit(others: &Unit, matvec_table: u32, threads: u32) -> Unit {
+    let step = [
+        ("STEP", 1),
+        ("STEP_TABLE", matvec_table),
+        ("STEP_THREADS", threads),
+        ("STEP_ARGUMENTS", ARGUMENTS as u32),
+    ];
+    if std::env::var_os("FASQ_TRACE").is_some() {
+        return Unit::new("step", &step).with("STEP_TRACE", 1).joined(others).unwrap_or(*others);
+    }
+    Unit::new("step", &step).joined(others).unwrap_or(*others)
+}
+
+/// A step with every phase, for tests that compile it.
+pub fn example(matvec: &Matvec, delta_net: bool) -> Unit {
+    let mut all = vec![kernels::rope_cache(kernels::Cache::F16)];
+    all.push(kernels::attention(128, 4, 16, kernels::Cache::F16));
+    if delta_net {
+        all.extend([kernels::causal_conv(4), kernels::delta_rule(128)]);
+    }
+    let join = |all: Unit, one: &Unit| all.joined(one).unwrap_or(all);
+    unit(&all.iter().fold(matvec.unit, join), matvec.table, matvec.warps * 32)
+}
+
+/// Work with its runs of phases as steps, and the memory of their programs.
+pub fn plan(device: &Device, work: &[Work]) -> Result<(Vec<Work>, Vec<Memory>)> {
+    let (mut planned, mut programs) = (Vec::with_capacity(work.len()), Vec::new());
+    let mut run: Vec<&Kernel> = Vec::new();
+    let mut constants = Unit::new("step", &[]);
+    for work in work {
+        let joined = match work {
+            Work::Kernel(kernel) => phase(kernel).and_then(|_| constants.joined(&kernel.function.unit)),
+            Work::Gemm(_) => None,
+        };
+        if joined.is_none() {
+            finish(device, &run, &constants, &mut planned, &mut programs)?;
+            run.clear();
+            constants = Unit::new("step", &[]);
+        }
+        match work {
+            Work::Kernel(kernel) if phase(kernel).is_some() => {
+                constants = joined.or_else(|| constants.joined(&kernel.function.unit)).unwrap_or(constants);
+                run.push(kernel);
+            }
+            _ => planned.push(work.clone()),
+        }
+    }
+    finish(device, &run, &constants, &mut planned, &mut programs)?;
+    Ok((planned, programs))
+}
+
+/// The number of a kernel's phase.
+fn phase(kernel: &Kernel) -> Option<usize> {
+    PHASES.iter().position(|(entry, _, _)| *entry == kernel.function.entry)
+}
+
+/// Appends a run of phases to `planned`: as a step, or as they are where they do not make one.
+fn finish(
+    device: &Device,
+    run: &[&Kernel],
+    constants: &Unit,
+    planned: &mut Vec<Work>,
+    programs: &mut Vec<Memory>,
+) -> Result<()> {
+    let step = if run.len() > 1 { step(device, run, constants, programs)? } else { None };
+    match step {
+        Some(step) => planned.push(Work::Kernel(step)),
+        None => planned.extend(run.iter().map(|kernel| Work::Kernel((*kernel).clone()))),
+    }
+    Ok(())
+}
+
+fn step(
+    device: &Device,
+    run: &[&Kernel],
+    constants: &Unit,
+    programs: &mut Vec<Memory>,
+) -> Result<Option<Kernel>> {
+    let Some(matvec) = run.iter().find_map(|kernel| kernel.matvec) else { return Ok(None) };
+    let mut phases: Vec<Kernel> = run.iter().map(|kernel| (*kernel).clone()).collect();
+    if std::env::var_os("FASQ_NOMOVE").is_none() {
+    move_swiglu(device, &mut phases, programs)?;
+    }
+    if std::env::var_os("FASQ_NOMOVE").is_none() {
+    move_norms(&mut phases);
+    }
+    look_ahead(&mut phases);
+    let beside = |kernel: &Kernel| match kernel.matvec {
+        Some(matvec) => kernel.shared - matvec.table,
+        None => kernel.shared,
+    };
+    let shared = matvec.table + phases.iter().map(beside).max().unwrap_or(0);
+    let function = device.function(unit(constants, matvec.table, matvec.warps * 32), "step")?;
+    if shared > function.dynamic_limit {
+        return Ok(None);
+    }
+    let words: Vec<u64> = phases.iter().flat_map(words).collect();
+    let program = device.alloc(words.len() * 2, false)?;
+    device.write(&program, bytemuck::cast_slice(&words))?;
+    let args = vec![Arg::Address(address(&program)), Arg::Word(phases.len() as u32)];
+    programs.push(program);
+    let grid = [device.sms, 1, 1];
+    Ok(Some(Kernel { function, grid, block: matvec.warps * 32, shared, args, matvec: None, resident: true }))
+}
+
+/// A phase as step.cu reads it.
+fn words(kernel: &Kernel) -> Vec<u64> {
+    let [x, y, z] = kernel.grid.map(u64::from);
+    let kind = phase(kernel).unwrap_or(0) as u64;
+    let mut words = vec![kind | x << 32, y | z << 32];
+    for arg in &kernel.args {
+        match arg {
+            Arg::Address(value) => words.push(*value),
+            Arg::Word(value) => words.push(u64::from(*value)),
+            Arg::Params(all) => {
+                words.extend(all.chunks_exact(2).map(|w| u64::from(w[0]) | u64::from(w[1]) << 32));
+            }
+        }
+    }
+    debug_assert!(words.len() <= 2 + ARGUMENTS && PARAMS * 2 == 16);
+    words.resize(2 + ARGUMENTS, 0);
+    words
+}
+
+fn number(kernel: &Kernel, at: usize) -> u64 {
+    match &kernel.args[at] {
+        Arg::Address(value) => *value,
+        Arg::Word(value) => u64::from(*value),
+        Arg::Params(_) => 0,
+    }
+}
+
+fn params(kernel: &Kernel, at: usize) -> [u32; 16] {
+    match &kernel.args[at] {
+        Arg::Params(words) => *words,
+        _ => [0; 16],
+    }
+}
+
+/// Makes `kernel` prepare its row itself; false where it cannot.
+fn prepare(kernel: &mut Kernel, x: u64, norm: u64, prepared: u64, input: [u32; 3]) -> bool {
+    let Some(matvec) = kernel.matvec else { return false };
+    let (tiles, cols) =
+        (number(kernel, matvec::CODE_TILES) as u32, number(kernel, matvec::IN) as u32);
+    if number(kernel, matvec::X) != prepared || !matvec.prepares(tiles, cols) {
+        return false;
+    }
+    let passes = matvec.passes(tiles);
+    kernel.shared = matvec.shared(passes, cols);
+    kernel.args[matvec::CHUNK] = Arg::Word(passes);
+    kernel.args[matvec::X] = Arg::Address(x);
+    kernel.args[matvec::NORM] = Arg::Address(norm);
+    kernel.args[matvec::PREPARED] = Arg::Address(prepared);
+    let mut words = [0; 16];
+    words[..3].copy_from_slice(&input);
+    kernel.args[matvec::INPUT] = Arg::Params(words);
+    true
+}
+
+/// Norms of one row move into the matrix behind them.
+fn move_norms(phases: &mut Vec<Kernel>) {
+    let mut i = 0;
+    while i + 1 < phases.len() {
+        let (before, behind) = phases.split_at_mut(i + 1);
+        let (norm, next) = (&before[i], &mut behind[0]);
+        // RmsNormParams: rows, dim, eps, weight_offset, rotate.
+        let moved = norm.function.entry == "rms_norm" && {
+            let [rows, _, eps, offset, rotate, ..] = params(norm, 3);
+            rows == 1 && prepare(next, number(norm, 0), number(norm, 1), number(norm, 2), [eps, offset, rotate])
+        };
+        if moved {
+            phases.remove(i);
+        }
+        i += 1;
+    }
+}
+
+/// Tells each matrix about the next one.
+fn look_ahead(phases: &mut [Kernel]) {
+    let kib: u32 = std::env::var("FASQ_AHEAD").ok().and_then(|s| s.parse().ok()).unwrap_or(64);
+    let mut next = None;
+    for kernel in phases.iter_mut().rev() {
+        let Some(matvec) = kernel.matvec else { continue };
+        if let Some((codes, ahead)) = next {
+            kernel.args[matvec::NEXT] = Arg::Address(codes);
+            kernel.args[matvec::AHEAD] = Arg::Params(ahead);
+        }
+        let tile_bytes = number(kernel, matvec::CODE_TILES) as u32 * matvec.tile_bytes;
+        let row_tiles = (number(kernel, matvec::OUT) as u32).div_ceil(TILE_ROWS as u32);
+        let paired = u32::from(number(kernel, matvec::HIDDEN) != 0);
+        let mut ahead = [0; 16];
+        ahead[..4].copy_from_slice(&[tile_bytes, row_tiles >> paired, paired, kib << 10]);
+        next = (kib > 0).then(|| (number(kernel, matvec::CODES), ahead));
+    }
+}
+
+/// SwiGLU of one row moves into the matrix of gate and up before it, its rotation into the matrix behind it.
+fn move_swiglu(device: &Device, phases: &mut Vec<Kernel>, keep: &mut Vec<Memory>) -> Result<()> {
+    let mut i = 1;
+    while i + 1 < phases.len() {
+        let (before, behind) = phases.split_at_mut(i + 1);
+        let (gate_up, swiglu) = before.split_at_mut(i);
+        let (gate_up, swiglu, down) = (&mut gate_up[i - 1], &swiglu[0], &mut behind[0]);
+        i += 1;
+        if swiglu.function.entry != "swiglu" || gate_up.matvec.is_none_or(|matvec| matvec.tokens > 1) {
+            continue;
+        }
+        let [rows, dim, rotate, ..] = params(swiglu, 2);
+        let whole = params(gate_up, matvec::PARAMS)[2] == 0 && number(gate_up, matvec::OUT) == u64::from(2 * dim);
+        let one_chunk = gate_up.matvec.is_some_and(|matvec| {
+            u64::from(matvec.passes(number(gate_up, matvec::CODE_TILES) as u32)) == number(gate_up, matvec::CHUNK)
+        });
+        let reads = number(swiglu, 0) == number(gate_up, matvec::Y);
+        if rows != 1 || !whole || !one_chunk || !reads || !dim.is_multiple_of(16) {
+            continue;
+        }
+        let hidden = device.scratch(Scratch::Hidden, dim as usize)?;
+        if !prepare(down, address(&hidden), 0, number(swiglu, 1), [0, 0, rotate]) {
+            continue;
+        }
+        gate_up.args[matvec::HIDDEN] = Arg::Address(address(&hidden));
+        keep.push(hidden);
+        phases.remove(i - 1);
+    }
+    Ok(())
+}

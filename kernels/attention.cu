@@ -75,6 +75,141 @@ __device__ __forceinline__ void load_query(f32 (&v)[EACH], const f32* at, u32 fi
     }
 }
 
+#ifdef STEP
+// A row that sees few positions, in a step: a block a query head does it all, from the raw outputs of the projections
+// to the attention's output, not rotated. What the cache holds already is asked for before the projections are done.
+// The key at the row's own position is turned by every head that shares it, and written by one of them.
+KERNEL attention_near(const f32* qkv, const f32* q_norm, const f32* k_norm, const f32* inv_freq, Cache* k_cache,
+                      Cache* v_cache, f32* y, RopeCacheParams params, f32 score_scale, u32 gated) {
+    constexpr u32 STRIDED = (HEAD_DIM + 31) / 32;
+    __shared__ __align__(16) f32 heads[3][LANES * EACH]; // q, k, v
+    __shared__ f32 tops[WARPS], sums[WARPS];
+    f32 (*warp_out)[LANES * EACH] = reinterpret_cast<f32 (*)[LANES * EACH]>(phase_shared());
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, first = lane % LANES * EACH;
+    const u32 head = blockIdx.x, group = params.heads / params.kv_heads, kv = head / group, position = row_position;
+    const u64 cache_at = ((u64)row_slot * params.kv_heads + kv) * params.context * HEAD_DIM;
+    for (u32 i = threadIdx.x * 128; i < position * HEAD_DIM * sizeof(Cache); i += blockDim.x * 128) {
+        prefetch_l2(reinterpret_cast<const char*>(k_cache + cache_at) + i);
+        prefetch_l2(reinterpret_cast<const char*>(v_cache + cache_at) + i);
+    }
+    wait_inputs();
+
+    if (warp < 3) {
+        const f32* x = qkv + (warp == 0 ? head * params.q_stride : (warp == 1 ? params.k_offset : params.v_offset) + kv * HEAD_DIM);
+        const f32* norm = warp == 0 ? q_norm : warp == 1 ? k_norm : nullptr;
+        f32 v[STRIDED], squares = 0.f;
+#pragma unroll
+        for (u32 i = 0; i < STRIDED; i++) {
+            const u32 e = lane + i * 32;
+            v[i] = e < HEAD_DIM ? x[e] : 0.f;
+            squares += v[i] * v[i];
+        }
+        const f32 norm_scale = norm ? rsqrtf(warp_sum(squares) / HEAD_DIM + params.eps) : 1.f;
+#pragma unroll
+        for (u32 i = 0; i < STRIDED; i++) {
+            const u32 e = lane + i * 32;
+            if (e >= LANES * EACH) continue;
+            if (norm && e < HEAD_DIM) v[i] *= (norm[e] + params.weight_offset) * norm_scale;
+            heads[warp][e] = v[i];
+        }
+        __syncwarp();
+        const u32 half = params.rotary_dim / 2;
+        f32 turned[STRIDED];
+#pragma unroll
+        for (u32 i = 0; i < STRIDED; i++) {
+            const u32 e = lane + i * 32;
+            turned[i] = v[i];
+            if (warp == 2 || e >= params.rotary_dim) continue;
+            f32 sine, cosine;
+            sine_cosine((f32)position * inv_freq[e % half], sine, cosine);
+            turned[i] = v[i] * cosine + (e < half ? -heads[warp][e + half] : heads[warp][e - half]) * sine;
+        }
+        __syncwarp();
+        Cache* cache = warp == 1 ? k_cache : v_cache;
+#pragma unroll
+        for (u32 i = 0; i < STRIDED; i++) {
+            const u32 e = lane + i * 32;
+            if (e >= HEAD_DIM) continue;
+            // As the cache will give it back.
+            heads[warp][e] = warp ? from_cache(to_cache(turned[i])) : turned[i] * score_scale * LOG2E;
+            if (warp && head % group == 0) cache[cache_at + (u64)position * HEAD_DIM + e] = to_cache(turned[i]);
+        }
+    }
+    __syncthreads();
+
+    f32 q[EACH], out[EACH] = {}, top = LOWEST, sum = 0.f;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) q[i] = heads[0][first + i];
+    auto scores = [&](auto key) {
+        f32 score = 0.f;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) score += q[i] * key(i);
+#pragma unroll
+        for (int o = LANES / 2; o; o >>= 1) score += __shfl_xor_sync(~0u, score, o);
+        return score;
+    };
+    const f32 own = scores([&](int i) { return heads[1][first + i]; });
+    if (warp == 0 && lane < LANES) {
+        top = own, sum = 1.f;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) out[i] = heads[2][first + i];
+    }
+    constexpr u32 ROUND = WARPS * POSITIONS, ROUNDS = 4;
+#pragma unroll 1
+    for (u32 p0 = warp * POSITIONS + lane / LANES; p0 - lane / LANES < position; p0 += ROUNDS * ROUND) {
+        Raw k[ROUNDS], v[ROUNDS];
+#pragma unroll
+        for (u32 round = 0; round < ROUNDS; round++) {
+            const u64 at = cache_at + (u64)min(p0 + round * ROUND, position - 1) * HEAD_DIM;
+            k[round] = load_head(k_cache + at, first);
+            v[round] = load_head(v_cache + at, first);
+        }
+#pragma unroll
+        for (u32 round = 0; round < ROUNDS; round++) {
+            const bool seen = p0 + round * ROUND < position;
+            const f32 score = scores([&](int i) { return k[round][i]; });
+            const f32 peak = seen ? fmaxf(top, score) : top;
+            const f32 keep = exp2f(top - peak), weight = seen ? exp2f(score - peak) : 0.f;
+            top = peak;
+            sum = sum * keep + weight;
+#pragma unroll
+            for (int i = 0; i < EACH; i++) out[i] = out[i] * keep + weight * v[round][i];
+        }
+    }
+    // Join the lanes that hold the same elements, then the warps.
+    f32 peak = top;
+#pragma unroll
+    for (int o = 16; o >= LANES; o >>= 1) peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, o));
+    const f32 keep = exp2f(top - peak);
+    sum *= keep;
+#pragma unroll
+    for (int o = 16; o >= LANES; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        f32 v = out[i] * keep;
+#pragma unroll
+        for (int o = 16; o >= LANES; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
+        if (lane < LANES) warp_out[warp][first + i] = v;
+    }
+    if (lane == 0) tops[warp] = peak, sums[warp] = sum;
+    __syncthreads();
+    peak = tops[lane % WARPS];
+#pragma unroll
+    for (int o = WARPS / 2; o; o >>= 1) peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, o));
+    for (u32 e = threadIdx.x; e < HEAD_DIM; e += blockDim.x) {
+        f32 total = 0.f, v = 0.f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            const f32 share = exp2f(tops[w] - peak);
+            total += sums[w] * share;
+            v += warp_out[w][e] * share;
+        }
+        v /= total;
+        y[head * HEAD_DIM + e] = gated ? v * sigmoid(qkv[head * params.q_stride + HEAD_DIM + e]) : v;
+    }
+}
+#endif
+
 KERNEL BOUNDS(WARPS * 32)
 attention_split(const f32* qkv, const Cache* k_cache, const Cache* v_cache, const u32* rows, f32* partial, f32* sums,
                 AttentionParams params) {
@@ -196,8 +331,13 @@ KERNEL attention_combine(const f32* qkv, const f32* partial, const f32* sums, co
         const u32 h = i / HEAD_DIM, e = i % HEAD_DIM;
         const f32* at = partial + ((u64)r * params.heads + h) * SPLITS * HEAD_DIM + e;
         f32 v = 0.f;
-#pragma unroll 8
-        for (u32 s = 0; s < used; s++) v += weights[h - head0][s] * at[(u64)s * HEAD_DIM];
+        for (u32 first_of_4 = 0; first_of_4 < used; first_of_4 += 4) {
+#pragma unroll
+            for (u32 k = 0; k < 4; k++) {
+                const u32 s = min(first_of_4 + k, used - 1);
+                v += (first_of_4 + k < used ? weights[h - head0][s] : 0.f) * at[(u64)s * HEAD_DIM];
+            }
+        }
         if (params.gated) v *= sigmoid(qkv[(u64)r * params.stride + h * params.q_stride + HEAD_DIM + e]);
         if (params.rotate) stage[padded(i - first)] = v;
         else out[i] = v;

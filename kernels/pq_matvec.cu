@@ -42,19 +42,23 @@ __device__ __forceinline__ void store_sums(const f32 (&acc)[NT][4], u32 lane, At
     }
 }
 
+// acc += a tile's weights times x; a few codes at a time, so that registers suffice.
 template <int LOG, class Base>
 __device__ __forceinline__ void multiply_tile(f32 (&acc)[NT][4], const u32 (&w)[BITS], const u32 (&b)[NT][STEPS][2],
                                               u32 low, Base at) {
+    constexpr int CODES = ENTRY == 1 ? 8 : ENTRY == 2 ? 4 : 2, NOW = CODES * ENTRY / 2;
 #pragma unroll
-    for (int nt = 0; nt < NT; nt++) acc[nt][0] = acc[nt][1] = acc[nt][2] = acc[nt][3] = 0.f;
-    u32 upper[PAIRS], lower[PAIRS];
-    pairs_of<LOG>(upper, w, 0, low, at);
-    pairs_of<LOG>(lower, w, 1, low, at);
+    for (int first = 0; first < LANE_CODES; first += CODES) {
+        u32 upper[NOW], lower[NOW];
+        pairs_of<LOG>(upper, w, first, low, at);
+        pairs_of<LOG>(lower, w, LANE_CODES + first, low, at);
 #pragma unroll
-    for (int s = 0; s < STEPS; s++) {
+        for (int p = 0; p < NOW; p += 2) {
+            const int s = (first * ENTRY / 2 + p) / 2;
 #pragma unroll
-        for (int nt = 0; nt < NT; nt++) {
-            mma(acc[nt], upper[2 * s], lower[2 * s], upper[2 * s + 1], lower[2 * s + 1], b[nt][s][0], b[nt][s][1]);
+            for (int nt = 0; nt < NT; nt++) {
+                mma(acc[nt], upper[p], lower[p], upper[p + 1], lower[p + 1], b[nt][s][0], b[nt][s][1]);
+            }
         }
     }
 }
@@ -62,7 +66,8 @@ __device__ __forceinline__ void multiply_tile(f32 (&acc)[NT][4], const u32 (&w)[
 #ifdef PQ_REPLICAS
 constexpr u32 WARPS = PQ_WARPS;
 constexpr u32 BATCH = PQ_BATCH;             // row tiles between two meetings of a block's warps, even
-constexpr u32 AT_ONCE = NT == 1 ? 2 : 1;    // row tiles of a step
+// A step of a warp: two row tiles and, where registers suffice, two passes over the columns.
+constexpr u32 AT_ONCE = 2, PASSES = NT * PAIRS <= 16 ? 2 : 1, UNITS = AT_ONCE * PASSES;
 constexpr u32 BATCH_ROWS = BATCH * TILE_ROWS;
 constexpr u32 SUMS = BATCH_ROWS + 4;        // padded: 4 warps' sums of 8 rows are 32 banks
 constexpr u32 STAGED = COLUMNS < 8 ? COLUMNS : 8;        // columns of an operand that are staged; others repeat them
@@ -70,11 +75,11 @@ constexpr u32 TILE_STAGE = NT * PAIRS * STAGED * 4;      // words of x that are 
 constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
 
 // What is done to x before it is multiplied, where `prepared` says where the result is kept: see RmsNormParams.
-struct __align__(16) MatvecInput { f32 eps, weight_offset; u32 rotate; };
+struct MatvecInput { f32 eps, weight_offset; u32 rotate, unused[13]; };
 
 // The matrix that the step's next matvec multiplies by: bytes of a row tile, row tiles (or pairs of them, in two halves),
 // and bytes that a block asks for ahead.
-struct __align__(16) MatvecAhead { u32 tile_bytes, units, paired, bytes; };
+struct MatvecAhead { u32 tile_bytes, units, paired, bytes, unused[12]; };
 
 // Asks for the beginning of what this block will read of the next matrix, so that memory is not idle while blocks wait
 // for each other.
@@ -133,21 +138,38 @@ __device__ __forceinline__ void stage_plain(u32* stage, const f32* x, u32 rows, 
 // part of the row to `prepared`.
 __device__ __forceinline__ void stage_prepared(u32* stage, f32* row, const f32* x, const f32* norm, f32* prepared, u32 in,
                                                u32 tiles, const MatvecInput& input) {
+    constexpr u32 BATCHED = 4;
     f32 sum = 0.f;
-    for (u32 i = threadIdx.x * 4; i < in; i += blockDim.x * 4) {
-        const float4 v = *reinterpret_cast<const float4*>(x + i);
-        float4 w = make_float4(1.f, 1.f, 1.f, 1.f);
-        if (norm) {
-            w = *reinterpret_cast<const float4*>(norm + i);
-            const f32 offset = input.weight_offset;
-            w.x += offset, w.y += offset, w.z += offset, w.w += offset;
+    for (u32 first = threadIdx.x * 4; first < in; first += BATCHED * blockDim.x * 4) {
+        float4 v[BATCHED], w[BATCHED];
+#pragma unroll
+        for (u32 k = 0; k < BATCHED; k++) {
+            const u32 i = first + k * blockDim.x * 4;
+            if (i < in) v[k] = *reinterpret_cast<const float4*>(x + i);
+            if (norm && i < in) w[k] = *reinterpret_cast<const float4*>(norm + i);
         }
-        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-        *reinterpret_cast<float4*>(row + padded(i)) = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
+#pragma unroll
+        for (u32 k = 0; k < BATCHED; k++) {
+            const u32 i = first + k * blockDim.x * 4;
+            if (i >= in) break;
+            f32 e[4] = {v[k].x, v[k].y, v[k].z, v[k].w};
+            const f32 weights[4] = {w[k].x, w[k].y, w[k].z, w[k].w};
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) {
+                sum += e[j] * e[j];
+                if (norm) e[j] *= weights[j] + input.weight_offset;
+                if (input.rotate) e[j] *= rotation_sign(i + j);
+            }
+            *reinterpret_cast<float4*>(row + padded(i)) = make_float4(e[0], e[1], e[2], e[3]);
+        }
     }
-    const f32 scale = norm ? rsqrtf(block_sum(sum) / in + input.eps) : 1.f;
-    if (input.rotate) rotate_shared<false>(row, 0, in, input.rotate);
-    else __syncthreads();
+    f32 scale = norm ? rsqrtf(block_sum(sum) / in + input.eps) : 1.f;
+    if (input.rotate) {
+        scale *= rsqrtf((f32)input.rotate);
+        hadamard_shared(row, in, input.rotate);
+    } else {
+        __syncthreads();
+    }
     for (u32 i = threadIdx.x; i < tiles * WORDS; i += blockDim.x) {
         const u32 column = pair_column(i / WORDS, i % WORDS, in);
         const f32 a = column < in ? row[padded(column)] * scale : 0.f;
@@ -159,48 +181,63 @@ __device__ __forceinline__ void stage_prepared(u32* stage, f32* row, const f32* 
     }
 }
 
+// The arguments of pq_matvec_shared, as they lie in a step's phase: a step leaves them there, for registers are short.
+struct Call {
+    const u32 *codes, *codebook;
+    const u16* scales;
+    const f32 *bias, *x;
+    f32* y;
+    u64 out, in, code_tiles, chunk_passes;
+    struct { u32 rows, y_stride, y_offset, accumulate, unused[12]; } params;
+    const f32* norm;
+    f32 *prepared, *hidden;
+    MatvecInput input;
+    const char* next;
+    MatvecAhead ahead;
+};
+
 // A chunk of columns at a time is staged in shared memory (all of them, where there is room). `hidden`: W is gate and up,
 // stacked, and silu(gate) * up goes there.
-KERNEL BOUNDS(WARPS * 32, 1)
-pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const f32* bias, const f32* x, f32* y,
-                 u32 out, u32 in, u32 code_tiles, u32 chunk_passes, LinearParams params, const f32* norm, f32* prepared,
-                 f32* hidden, MatvecInput input, const char* next, MatvecAhead ahead_of) {
+__device__ __forceinline__ void multiply(const Call& call) {
+    const u32* codes = call.codes;
+    const u32 out = call.out, in = call.in, code_tiles = call.code_tiles, chunk_passes = call.chunk_passes;
+    const bool paired = call.hidden;
     char* table = table_start();
     f32* partials = reinterpret_cast<f32*>(table + TABLE_BYTES); // two of [WARPS, TOKENS, SUMS]
     u32* stage = reinterpret_cast<u32*>(partials + 2 * WARPS * TOKENS * SUMS);
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u32 row_tiles = (out + TILE_ROWS - 1) / TILE_ROWS, passes = (code_tiles + WARPS - 1) / WARPS;
-    const u32 units = hidden ? row_tiles / 2 : row_tiles, apart = hidden ? 2 : 1;
-    const u32 first = units * blockIdx.x / gridDim.x * apart, last = units * (blockIdx.x + 1) / gridDim.x * apart;
+    const u32 spans = paired ? row_tiles / 2 : row_tiles, apart = paired ? 2 : 1;
+    const u32 first = spans * blockIdx.x / gridDim.x * apart, last = spans * (blockIdx.x + 1) / gridDim.x * apart;
     release_next();
 
     // A block's tiles, numbered from `first` to `last`: with `hidden`, tiles of gate and up take turns.
-    auto place = [&](u32 tile) { return hidden ? tile / 2 + tile % 2 * units : tile; };
+    auto place = [&](u32 tile) { return paired ? tile / 2 + tile % 2 * spans : tile; };
 
-    // A warp's steps: for each chunk of columns, each batch of row tiles, each pass over the chunk's columns, each
-    // AT_ONCE row tiles. Codes are fetched two steps ahead.
+    // A warp's steps: for each chunk of columns, each batch of row tiles, each PASSES passes over the chunk's columns,
+    // each AT_ONCE row tiles. A unit's codes for the next step are fetched when this step's are used up; where there are
+    // none, the warp's first ones again: a load that may not happen would keep registers busy.
     struct { u32 chunk, batch, pass, tile; } ahead = {0, first, 0, 0};
-    auto fetch = [&](u32 (&w)[AT_ONCE][BITS]) {
-        if (ahead.chunk >= passes || first == last) return;
-        const u32 kt = ahead.pass * WARPS + warp;
-#pragma unroll
-        for (u32 k = 0; k < AT_ONCE; k++) {
-            const u32 tile = ahead.batch + ahead.tile + k;
-            if (tile < last && kt < code_tiles) load_tile(w[k], codes + ((u64)place(tile) * code_tiles + kt) * TILE_WORDS, lane);
-        }
+    const u32* nothing = codes + ((u64)min(first, row_tiles - 1) * code_tiles + min(warp, code_tiles - 1)) * TILE_WORDS;
+    u32 units[UNITS][BITS];
+    auto fetch = [&](u32 unit) {
+        const u32 kt = (ahead.pass + unit / AT_ONCE) * WARPS + warp, tile = ahead.batch + ahead.tile + unit % AT_ONCE;
+        const bool there = tile < last && kt < code_tiles && ahead.chunk < passes;
+        load_tile(units[unit], there ? codes + ((u64)place(tile) * code_tiles + kt) * TILE_WORDS : nothing, lane);
+        if (unit < UNITS - 1) return;
         ahead.tile += AT_ONCE;
         if (ahead.tile < min(BATCH, last - ahead.batch)) return;
         ahead.tile = 0;
-        if (++ahead.pass < min(ahead.chunk + chunk_passes, passes)) return;
+        ahead.pass += PASSES;
+        if (ahead.pass < min(ahead.chunk + chunk_passes, passes)) return;
         ahead.batch += BATCH;
         if (ahead.batch >= last) ahead.batch = first, ahead.chunk += chunk_passes;
         ahead.pass = ahead.chunk;
     };
-    u32 even[AT_ONCE][BITS] = {}, odd[AT_ONCE][BITS] = {};
-    fetch(even);
-    fetch(odd);
-    if (norm && threadIdx.x * 32 < in) prefetch_l2(norm + threadIdx.x * 32);
-    use_table(table, codebook);
+#pragma unroll
+    for (u32 unit = 0; unit < UNITS; unit++) fetch(unit);
+    if (call.norm && threadIdx.x * 32 < in) prefetch_l2(call.norm + threadIdx.x * 32);
+    use_table(table, call.codebook);
     wait_inputs();
 
     const u32 low = lane_offset(lane);
@@ -209,35 +246,42 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
         const u32 chunk_end = min(chunk + chunk_passes, passes);
         if (chunk) __syncthreads(); // the stage is used no more
         const u32 tiles_in_chunk = min(chunk_end * WARPS, code_tiles) - chunk * WARPS;
-        if (TOKENS == 1 && prepared) {
+        if (TOKENS == 1 && call.prepared) {
             f32* row = reinterpret_cast<f32*>(stage + tiles_in_chunk * TILE_STAGE);
-            stage_prepared(stage, row, x, norm, prepared, in, tiles_in_chunk, input);
+            stage_prepared(stage, row, call.x, call.norm, call.prepared, in, tiles_in_chunk, call.input);
         } else {
-            stage_plain(stage, x, params.rows, in, chunk * WARPS, tiles_in_chunk);
+            stage_plain(stage, call.x, call.params.rows, in, chunk * WARPS, tiles_in_chunk);
         }
         __syncthreads();
         for (u32 batch = first; batch < last; batch += BATCH) {
             const u32 tiles = min(BATCH, last - batch);
             f32* partial = partials + parity * WARPS * TOKENS * SUMS;
             parity ^= 1;
-            for (u32 pass = chunk; pass < chunk_end; pass++) {
+            for (u32 pass = chunk; pass < chunk_end; pass += PASSES) {
                 const u32 kt = pass * WARPS + warp;
-                u32 b[NT][STEPS][2] = {};
-                if (kt < code_tiles) {
-                    const u32* at = stage + (kt - chunk * WARPS) * TILE_STAGE + (lane / 4 % STAGED * 4 + lane % 4) * 4;
+                const u32* staged = stage + (kt - chunk * WARPS) * TILE_STAGE + (lane / 4 % STAGED * 4 + lane % 4) * 4;
+#pragma unroll 1
+                for (u32 tile = 0; tile < tiles; tile += AT_ONCE) {
+                    f32 acc[AT_ONCE][NT][4] = {};
 #pragma unroll
-                    for (int i = 0; i < NT * PAIRS / 4; i++) {
-                        const uint4 v = *reinterpret_cast<const uint4*>(at + i * STAGED * 16);
-                        const int nt = i / (PAIRS / 4), s = i % (PAIRS / 4) * 2;
-                        b[nt][s][0] = v.x, b[nt][s][1] = v.y, b[nt][s + 1][0] = v.z, b[nt][s + 1][1] = v.w;
+                    for (u32 p = 0; p < PASSES; p++) {
+                        u32 b[NT][STEPS][2] = {};
+                        if (pass + p < chunk_end && kt + p * WARPS < code_tiles) {
+#pragma unroll
+                            for (int i = 0; i < NT * PAIRS / 4; i++) {
+                                const uint4 v = *reinterpret_cast<const uint4*>(staged + p * WARPS * TILE_STAGE + i * STAGED * 16);
+                                const int nt = i / (PAIRS / 4), s = i % (PAIRS / 4) * 2;
+                                b[nt][s][0] = v.x, b[nt][s][1] = v.y, b[nt][s + 1][0] = v.z, b[nt][s + 1][1] = v.w;
+                            }
+                        }
+#pragma unroll
+                        for (u32 k = 0; k < AT_ONCE; k++) {
+                            const u32 unit = p * AT_ONCE + k;
+                            multiply_tile<TABLE_LOG>(acc[k], units[unit], b, low, [&](int) { return TABLE_AT; });
+                            fetch(unit);
+                            __syncwarp(); // keeps the compiler from putting the fetch off
+                        }
                     }
-                }
-                u32 tile = 0;
-                auto step = [&](u32 (&w)[AT_ONCE][BITS]) {
-                    f32 acc[AT_ONCE][NT][4];
-#pragma unroll
-                    for (u32 k = 0; k < AT_ONCE; k++) multiply_tile<TABLE_LOG>(acc[k], w[k], b, low, [&](int) { return TABLE_AT; });
-                    fetch(w);
 #pragma unroll
                     for (u32 k = 0; k < AT_ONCE; k++) {
                         store_sums(acc[k], lane, [&](u32 token, u32 row, f32 v) {
@@ -245,19 +289,6 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
                             *at = pass > chunk ? *at + v : v;
                         });
                     }
-                    tile += AT_ONCE;
-                    return tile >= tiles;
-                };
-                while (true) {
-                    if (step(even)) {
-#pragma unroll
-                        for (u32 i = 0; i < AT_ONCE * BITS; i++) {
-                            const u32 w = even[i / BITS][i % BITS];
-                            even[i / BITS][i % BITS] = odd[i / BITS][i % BITS], odd[i / BITS][i % BITS] = w;
-                        }
-                        break;
-                    }
-                    if (step(odd)) break;
                 }
             }
             // Sum the batch up over the warps, 4 threads a row. Rows of two neighbouring tiles take turns, so that
@@ -266,20 +297,20 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
             auto target = [&](u32 i) {
                 const u32 r = i % BATCH_ROWS, tile = batch + r / 32 * 2 + r % 2;
                 Target to = {nullptr, 0.f, 1.f, i / BATCH_ROWS, place(tile) * TILE_ROWS + r % 32 / 2};
-                if (lane % 4 || i >= BATCH_ROWS * TOKENS || tile >= last || to.n >= out || to.token >= params.rows) return to;
-                to.y = y + (u64)to.token * params.y_stride + params.y_offset + to.n;
-                if (scales) to.scale = from_f16(scales[to.n]);
-                if (params.accumulate || chunk) to.before = *to.y;
-                if (bias && chunk == 0) to.before += bias[to.n];
+                if (lane % 4 || i >= BATCH_ROWS * TOKENS || tile >= last || to.n >= out || to.token >= call.params.rows) return to;
+                to.y = call.y + (u64)to.token * call.params.y_stride + call.params.y_offset + to.n;
+                if (call.scales) to.scale = from_f16(call.scales[to.n]);
+                if (call.params.accumulate || chunk) to.before = *to.y;
+                if (call.bias && chunk == 0) to.before += call.bias[to.n];
                 return to;
             };
-            Target next_row = target(threadIdx.x / 4);
-            if (next && batch + BATCH >= last && chunk_end == passes) prefetch_next(next, ahead_of);
+            Target ahead_row = target(threadIdx.x / 4);
+            if (call.next && batch + BATCH >= last && chunk_end == passes) prefetch_next(call.next, call.ahead);
             __syncthreads();
 #pragma unroll 1
             for (u32 i = threadIdx.x / 4; i < BATCH_ROWS * TOKENS; i += blockDim.x / 4) {
-                const Target to = next_row;
-                next_row = target(i + blockDim.x / 4);
+                const Target to = ahead_row;
+                ahead_row = target(i + blockDim.x / 4);
                 const u32 r = i % BATCH_ROWS;
                 const f32* at = partial + i / BATCH_ROWS * SUMS + (r / 32 * 2 + r % 2) * TILE_ROWS + r % 32 / 2;
                 f32 sum = 0.f;
@@ -289,14 +320,25 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
                 sum += __shfl_xor_sync(~0u, sum, 2);
                 sum = to.before + sum * to.scale;
                 if (to.y) *to.y = sum;
-                if (hidden) {
+                if (paired) {
                     const f32 up = __shfl_xor_sync(~0u, sum, 4);
-                    if (to.y && r % 2 == 0) hidden[to.token * (out / 2) + to.n] = silu(sum) * up;
+                    if (to.y && r % 2 == 0) call.hidden[to.n] = silu(sum) * up;
                 }
             }
         }
     }
 }
+
+#ifndef STEP
+KERNEL BOUNDS(WARPS * 32, 1)
+pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const f32* bias, const f32* x, f32* y,
+                 u32 out, u32 in, u32 code_tiles, u32 chunk_passes, LinearParams params) {
+    multiply({codes, codebook, scales, bias, x, y, out, in, code_tiles, chunk_passes,
+              {params.rows, params.y_stride, params.y_offset, params.accumulate}});
+}
+#else
+KERNEL pq_matvec_shared(const Call& call) { multiply(call); }
+#endif
 
 #else
 // The B operand for columns `kt`'s tile: rows of x beyond `rows` and columns beyond `in` are zero.
@@ -366,7 +408,7 @@ pq_matvec_subspace(const u32* codes, const u32* codebooks, const f32* x, f32* pa
     load_x(b, x, params.rows, in, kt, lane);
     const u32 low = 0, entries = (u32)__cvta_generic_to_shared(table) + lane % 4 * (LANE_CODES * BOOK_BYTES);
     auto step = [&](u32 (&w)[BITS], u32 tile) {
-        f32 acc[NT][4];
+        f32 acc[NT][4] = {};
         multiply_tile<ENTRY_LOG>(acc, w, b, low, [&](int i) { return entries + i * BOOK_BYTES; });
         fetch(w);
         store_sums(acc, lane, [&](u32 token, u32 row, f32 v) {

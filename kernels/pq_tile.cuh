@@ -98,14 +98,14 @@ __device__ __forceinline__ Entry load_entry(const char* at) {
     return e;
 }
 
-// The pairs of weights of one row of a lane (`half` 0: row g, 1: row g + 8), from a table at `at(code index)`, a
-// pointer or an address in shared memory, whose
-// entries are 1 << LOG bytes apart and begin at `low`.
-template <int LOG, class Base>
-__device__ __forceinline__ void pairs_of(u32 (&pairs)[PAIRS], const u32 (&w)[BITS], int half, u32 low, Base at) {
+// The pairs of weights of codes `first`, first + 1, ... of a lane (0-15: row g, 16-31: row g + 8), from a table at
+// `at(code's column)`, a pointer or an address in shared memory, whose entries are 1 << LOG bytes apart and begin at
+// `low`.
+template <int LOG, int COUNT, class Base>
+__device__ __forceinline__ void pairs_of(u32 (&pairs)[COUNT], const u32 (&w)[BITS], int first, u32 low, Base at) {
 #pragma unroll
-    for (int i = 0; i < LANE_CODES; i++) {
-        const Entry e = load_entry(at(i) + code_at<LOG>(w, half * LANE_CODES + i, low));
+    for (int i = 0; i < COUNT * 2 / ENTRY; i++) {
+        const Entry e = load_entry(at((first + i) % LANE_CODES) + code_at<LOG>(w, first + i, low));
         if constexpr (ENTRY == 1) {
             pairs[i / 2] = i % 2 ? __byte_perm(pairs[i / 2], e.word[0], 0x5410) : e.word[0];
         } else {

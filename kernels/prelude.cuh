@@ -68,18 +68,18 @@ __device__ __forceinline__ f32 high_f16(u32 pair) { return from_f16((u16)(pair >
 // Weights are read once: past L1, and first to leave L2.
 __device__ __forceinline__ uint4 load_stream(const uint4* p) {
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
     return v;
 }
 __device__ __forceinline__ uint2 load_stream(const uint2* p) {
     uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
     return v;
 }
 __device__ __forceinline__ u32 load_stream(const u32* p) {
     u32 v;
-    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
 }
 
@@ -108,6 +108,15 @@ __device__ __forceinline__ f32 block_sum(f32 v) {
     if (lane == 0) part[warp] = v;
     __syncthreads();
     return warp_sum(lane < warps ? part[lane] : 0.f);
+}
+
+// Both within 1e-6, in little code: x is brought to [-pi, pi], where the fast ones are good.
+__device__ __forceinline__ void sine_cosine(f32 x, f32& sine, f32& cosine) {
+    const f32 turns = rintf(x * 0.15915494f);
+    x = fmaf(turns, -6.28125f, x);
+    x = fmaf(turns, -1.93500518798828125e-3f, x);
+    x = fmaf(turns, -3.0199159819e-7f, x);
+    sine = __sinf(x), cosine = __cosf(x);
 }
 
 __device__ __forceinline__ f32 sigmoid(f32 x) { return 1.f / (1.f + __expf(-x)); }
@@ -156,17 +165,10 @@ __device__ __forceinline__ void butterflies_of_8(f32* v, u32 count, u32 half) {
     }
 }
 
-// A thread block rotates `count` elements in shared memory, element i at padded(i) of a
-// 16-byte aligned v, blocks of `block`, which begin at
-// element `first` of a row; or undoes it. Ends with a barrier.
-template <bool INVERSE>
-__device__ __forceinline__ void rotate_shared(f32* v, u32 first, u32 count, u32 block) {
-    const f32 norm = rsqrtf((f32)block);
+// A thread block multiplies blocks of `block` elements of v, 16-byte aligned, by the Hadamard matrix (times sqrt(block)):
+// `count` elements in shared memory, element i at padded(i). Between barriers.
+__device__ __forceinline__ void hadamard_shared(f32* v, u32 count, u32 block) {
     __syncthreads();
-    if (!INVERSE) {
-        for (u32 i = threadIdx.x; i < count; i += blockDim.x) v[padded(i)] *= rotation_sign(first + i) * norm;
-        __syncthreads();
-    }
     u32 half = 1;
 #pragma unroll 1
     for (; half * 8 <= block; half *= 8) {
@@ -183,6 +185,17 @@ __device__ __forceinline__ void rotate_shared(f32* v, u32 first, u32 count, u32 
         }
         __syncthreads();
     }
+}
+
+// Rotates such elements, which begin at element `first` of a row; or undoes it.
+template <bool INVERSE>
+__device__ __forceinline__ void rotate_shared(f32* v, u32 first, u32 count, u32 block) {
+    const f32 norm = rsqrtf((f32)block);
+    if (!INVERSE) {
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < count; i += blockDim.x) v[padded(i)] *= rotation_sign(first + i) * norm;
+    }
+    hadamard_shared(v, count, block);
     if (INVERSE) {
         for (u32 i = threadIdx.x; i < count; i += blockDim.x) v[padded(i)] *= rotation_sign(first + i) * norm;
         __syncthreads();

@@ -19,6 +19,7 @@ struct Argument {
 
 struct Phase {
     u32 kind, grid[3];
+    u32 next[2]; // the phase behind this one where the row sees few positions, and where it sees many
     Argument arguments[STEP_ARGUMENTS];
 };
 
@@ -42,6 +43,9 @@ __device__ __forceinline__ void run_block(const Phase& phase) {
 #ifdef HEAD_DIM
     case PHASE_rope_cache:
         return rope_cache::rope_cache(a[0], a[1], a[2], a[3], a[4], a[5], a[6], params<RopeCacheParams>(a + 7));
+    case PHASE_attention_near:
+        return attention::attention_near(a[0], a[1], a[2], a[3], a[4], a[5], a[6], params<RopeCacheParams>(a + 7),
+                                         __uint_as_float((u32)a[15]), a[16]);
     case PHASE_attention_split:
         return attention::attention_split(a[0], a[1], a[2], a[3], a[4], a[5], params<AttentionParams>(a + 6));
     case PHASE_attention_combine:
@@ -66,14 +70,10 @@ __device__ __forceinline__ void run(const Phase& phase) {
         // Takes the grid as it is, and waits for its inputs when it has asked for its first codes.
         if (threadIdx.x == 0) virtual_block = blockIdx, virtual_grid = make_uint3(gridDim.x, 1, 1);
         __syncthreads();
-        const Argument* a = phase.arguments;
-        return pq_matvec::pq_matvec_shared(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9],
-                                           params<LinearParams>(a + 10), a[18], a[19], a[20],
-                                           params<pq_matvec::MatvecInput>(a + 21), a[29],
-                                           params<pq_matvec::MatvecAhead>(a + 30));
+        return pq_matvec::pq_matvec_shared(*reinterpret_cast<const pq_matvec::Call*>(phase.arguments));
     }
 #endif
-    wait_inputs();
+    if (phase.kind != PHASE_attention_near) wait_inputs();
     const u32 *grid = phase.grid, count = grid[0] * grid[1] * grid[2];
     for (u32 block = blockIdx.x; block < count; block += gridDim.x) {
         if (threadIdx.x == 0) {
@@ -84,41 +84,47 @@ __device__ __forceinline__ void run(const Phase& phase) {
         run_block(phase);
         __syncthreads();
     }
+    wait_inputs(); // for blocks that had nothing to do: nobody may be a phase ahead
 }
 
-extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1) step(const Phase* program, u32 count) {
+extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1) step(const Phase* program, u32 count, const u32* rows) {
     __shared__ Phase phases[2];
     constexpr u32 WORDS = sizeof(Phase) / 4;
-    auto load = [&](u32 i) {
+    auto load = [&](u32 i, u32 slot) {
         if (i < count && threadIdx.x < WORDS) {
-            reinterpret_cast<u32*>(&phases[i % 2])[threadIdx.x] = reinterpret_cast<const u32*>(program + i)[threadIdx.x];
+            reinterpret_cast<u32*>(&phases[slot])[threadIdx.x] = reinterpret_cast<const u32*>(program + i)[threadIdx.x];
         }
     };
-    load(0);
-    if (threadIdx.x == 0) table_of = nullptr, arrivals_wanted = 0;
+    load(0, 0);
+    if (threadIdx.x == 0) {
+        table_of = nullptr, arrivals_wanted = 0;
+        if (rows) row_slot = rows[0], row_position = rows[1];
+    }
     __syncthreads();
-    for (u32 i = 0; i < count; i++) {
+    const bool far = rows && row_position >= STEP_NEAR;
+    for (u32 i = 0, ended = 1, slot = 0; i < count; ended++, slot ^= 1) {
 #ifdef STEP_TRACE
         if (threadIdx.x == 0) trace_at = i, trace_block = blockIdx.x, trace[blockIdx.x][i][0] = clock64();
 #endif
-        load(i + 1);
-        run(phases[i % 2]);
+        i = phases[slot].next[far];
+        load(i, slot ^ 1);
+        run(phases[slot]);
         __syncthreads();
         if (threadIdx.x) continue;
 #ifdef STEP_TRACE
-        trace[blockIdx.x][i][2] = clock64();
+        trace[blockIdx.x][trace_at][2] = clock64();
 #endif
         u32 before;
         asm volatile("atom.add.release.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(&arrivals) : "memory");
-        arrivals_wanted = (i + 1) * gridDim.x;
+        arrivals_wanted = ended * gridDim.x;
 #ifdef STEP_TRACE
-        trace[blockIdx.x][i][3] = clock64();
+        trace[blockIdx.x][trace_at][3] = clock64();
 #endif
-        if (before + 1 == count * gridDim.x) arrivals = 0; // the last of all
+        if (i >= count && before + 1 == ended * gridDim.x) arrivals = 0; // the last of all
     }
 #ifdef STEP_TRACE
     if (blockIdx.x == 5 && threadIdx.x == 0 && launches++ == 40) {
-        for (u32 i = 0; i < count; i++) {
+        for (u32 i = 0; i < count; i = program[i].next[far]) {
             printf("T %d kind %d grid %d: wait %d work %d arrive %d\n", i, program[i].kind, program[i].grid[0]*program[i].grid[1]*program[i].grid[2], (int)(trace[5][i][1] - trace[5][i][0]), (int)(trace[5][i][2] - trace[5][i][1]), (int)(trace[5][i][3]-trace[5][i][2]));
         }
     }

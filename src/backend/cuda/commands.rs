@@ -16,6 +16,7 @@ use super::device::{Device, Function, Memory, address, driver};
 use super::kernels::Matvec;
 use super::{error, step};
 use crate::Result;
+use crate::backend::Key;
 
 /// Graphs that are kept.
 const GRAPHS: usize = 16;
@@ -163,6 +164,7 @@ impl Commands {
 /// A list of work as a graph.
 struct Kept {
     work: Vec<Work>,
+    key: Option<Key>,
     graph: CudaGraph,
     /// What the graph reads besides what the list names.
     _programs: Vec<Memory>,
@@ -183,11 +185,21 @@ impl Graphs {
         replay(device, &commands.work)
     }
 
-    /// Enqueues the commands.
-    pub fn submit(&self, device: &Device, commands: Commands) -> Result<()> {
+    /// Enqueues the commands of a key if they are a graph.
+    pub fn replay(&self, device: &Device, key: &Key) -> Result<bool> {
+        let kept = self.kept.borrow();
+        let Some(kept) = kept.iter().find(|kept| kept.key.as_ref() == Some(key)) else { return Ok(false) };
+        device.bind()?;
+        kept.graph.launch().map_err(driver)?;
+        Ok(true)
+    }
+
+    /// Enqueues the commands, which are the same whenever their key is.
+    pub fn submit_as(&self, device: &Device, commands: Commands, key: Option<Key>) -> Result<()> {
         device.bind()?;
         let mut kept = self.kept.borrow_mut();
-        if let Some(kept) = kept.iter().find(|kept| kept.work == commands.work) {
+        if let Some(kept) = kept.iter_mut().find(|kept| kept.work == commands.work) {
+            kept.key = key.or(kept.key);
             return kept.graph.launch().map_err(driver);
         }
         let mut hasher = DefaultHasher::new();
@@ -207,7 +219,7 @@ impl Graphs {
         if kept.len() == GRAPHS {
             kept.pop_front();
         }
-        kept.push_back(Kept { work: commands.work, graph, _programs: programs });
+        kept.push_back(Kept { work: commands.work, key, graph, _programs: programs });
         Ok(())
     }
 }

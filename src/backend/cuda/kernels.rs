@@ -104,8 +104,10 @@ sources!(
 /// Rows of a tile of product-quantized codes, and codes of one of its rows.
 pub const TILE_ROWS: usize = 16;
 pub const TILE_CODES: usize = 64;
-/// Shared memory for a codebook's copies: what a block may have on sm_86, less room for sums.
-const TABLE_LIMIT: usize = 64 << 10;
+/// Shared memory for a codebook's copies, of a block that may have `limit`.
+fn table_limit(limit: usize) -> usize {
+    if limit >= ROOMY { 64 << 10 } else { 32 << 10 }
+}
 /// Threads of a block of the attention kernel for few rows.
 pub const ATTENTION_THREADS: u32 = 512;
 /// Rows of a piece of the causal convolution.
@@ -135,8 +137,8 @@ impl Lookup {
     pub fn of(spec: &PqSpec, cols: usize, shared_limit: usize) -> Self {
         let entry = 2 * entry_halves(spec);
         let table = spec.k * entry;
-        if spec.codebooks(cols) == 1 && table <= TABLE_LIMIT {
-            let replicas = (128 / entry).min(TABLE_LIMIT / table);
+        if spec.codebooks(cols) == 1 && table <= table_limit(shared_limit) {
+            let replicas = (128 / entry).min(table_limit(shared_limit) / table);
             Self::Shared { replicas: 1 << replicas.ilog2() }
         } else if spec.subspaces_per_codebook(cols) == 1 && TILE_CODES * table <= shared_limit {
             Self::Subspace
@@ -165,9 +167,17 @@ fn pq(file: &'static str, spec: &PqSpec) -> Unit {
     Unit::new(file, &[("PQ_D", spec.d as u32), ("PQ_BITS", spec.code_bits() as u32)])
 }
 
-/// Rows of x that the decode kernels take at once.
-pub fn matvec_tokens(spec: &PqSpec) -> u32 {
-    if spec.d > 4 { 8 } else { 16 }
+/// Rows of x that the decode kernels take at once, where a block may have `limit` bytes of shared memory.
+pub fn matvec_tokens(spec: &PqSpec, lookup: Lookup, limit: usize) -> u32 {
+    let most = if spec.d > 4 { 8 } else { 16 };
+    let fits = |tokens: &u32| match lookup {
+        Lookup::Shared { replicas } => {
+            let matvec = Matvec::new(spec, replicas, *tokens, limit);
+            matvec.shared(1, 0) <= matvec.limit
+        }
+        _ => true,
+    };
+    [16, 8, 4].into_iter().filter(|tokens| *tokens <= most).find(fits).unwrap_or(1)
 }
 
 /// The rows of x that a decode kernel for `rows` is made for.
@@ -217,7 +227,7 @@ impl Matvec {
             Self { unit, tokens, warps, table, tile_bytes, sums, stage, limit }
         };
         let wide = shape(16);
-        let registers = spec.d <= 4 && tokens <= 8 || spec.d <= 2;
+        let registers = spec.d <= 2 || spec.d <= 4 && tokens == 1;
         if registers && wide.shared(1, 0) <= wide.limit { wide } else { shape(8) }
     }
 
@@ -240,16 +250,14 @@ impl Matvec {
 
     /// Whether a row of `cols` can be prepared by the kernel itself.
     pub fn prepares(&self, code_tiles: u32, cols: u32) -> bool {
-        self.tokens == 1
-            && cols.is_multiple_of(4)
-            && self.shared(self.passes(code_tiles), cols) <= self.limit
+        self.tokens == 1 && cols.is_multiple_of(4) && self.shared(self.passes(code_tiles), cols) <= self.limit
     }
 }
 
 /// Shared memory that kernels with a table have besides what a launch gives them, at most.
-const FIXED_SHARED: u32 = 9 << 10;
+const FIXED_SHARED: u32 = 11 << 10;
 /// Where a codebook's copies begin in shared memory, behind that and the driver's 1 KiB.
-const TABLE_AT: u32 = 10 << 10;
+const TABLE_AT: u32 = 12 << 10;
 
 /// Shared memory of a row of `dim` that is rotated; see padded() in prelude.cuh.
 pub fn row_shared(dim: u32) -> u32 {
@@ -430,7 +438,7 @@ pub fn all(limit: usize) -> Vec<Checked> {
     for spec in specs.iter().filter_map(|spec| spec.parse::<PqSpec>().ok()) {
         let lookup = Lookup::of(&spec, 4096, limit);
         all.extend([(embed_pq(&spec), 0), (matvec_any(&spec), 0), (tiles(&spec), 0), decode(&spec, lookup)]);
-        for rows in [1, 4, 8, 16].into_iter().filter(|rows| *rows <= matvec_tokens(&spec)) {
+        for rows in [1, 4, 8, 16].into_iter().filter(|rows| *rows <= matvec_tokens(&spec, lookup, limit)) {
             match lookup {
                 Lookup::Shared { replicas } => {
                     let matvec = Matvec::new(&spec, replicas, rows, limit);

@@ -63,7 +63,7 @@ impl Cuda {
                     self.gemm(c, *dtype, memory, &x, (0, part.rows), part, weight.cols, io);
                     self.add_bias(c, part, io)?;
                 }
-                Kind::Pq(pq) if io.params.rows <= kernels::matvec_tokens(&pq.spec) => {
+                Kind::Pq(pq) if io.params.rows <= pq.tokens => {
                     self.pq_matvec(c, pq, part, weight.cols, io)?;
                 }
                 Kind::Pq(pq) => {

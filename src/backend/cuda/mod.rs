@@ -18,7 +18,7 @@ use std::rc::Rc;
 pub use commands::Commands;
 pub use weight::Weight;
 
-use super::{Backend, Bandwidth, WeightData};
+use super::{Backend, Bandwidth, Key, WeightData};
 use crate::ops::{self, LinearParams};
 use crate::{Error, Result};
 use commands::{Graphs, Launch};
@@ -145,6 +145,10 @@ impl Backend for Cuda {
         format!("cuda, {}", self.device.name())
     }
 
+    fn check_room(&self, bytes: u64) -> Result<()> {
+        self.device.check_room(bytes)
+    }
+
     fn alloc(&self, words: usize) -> Result<Buffer> {
         self.device.alloc(words, true).map(Buffer)
     }
@@ -196,7 +200,15 @@ impl Backend for Cuda {
     }
 
     fn submit(&self, commands: Commands) -> Result<()> {
-        self.graphs.submit(&self.device, commands)
+        self.graphs.submit_as(&self.device, commands, None)
+    }
+
+    fn submit_as(&self, commands: Commands, key: Key) -> Result<()> {
+        self.graphs.submit_as(&self.device, commands, Some(key))
+    }
+
+    fn replay(&self, key: &Key) -> Result<bool> {
+        self.graphs.replay(&self.device, key)
     }
 
     fn bandwidth(&self) -> Result<Option<Bandwidth>> {
@@ -265,11 +277,16 @@ impl Backend for Cuda {
     fn rms_norm(&self, c: &mut Commands, op: ops::RmsNorm<'_, Buffer>) -> Result<()> {
         let p = op.params;
         c.launch(
-            Launch::new(self.plain("rms_norm")?, [p.rows, 1, 1], row_threads(p.dim), kernels::row_shared(p.dim))
-                .memory(&op.x.0)
-                .memory(&op.weight.0)
-                .memory(&op.y.0)
-                .params(&p.words()),
+            Launch::new(
+                self.plain("rms_norm")?,
+                [p.rows, 1, 1],
+                row_threads(p.dim),
+                kernels::row_shared(p.dim),
+            )
+            .memory(&op.x.0)
+            .memory(&op.weight.0)
+            .memory(&op.y.0)
+            .params(&p.words()),
         );
         Ok(())
     }
@@ -415,12 +432,17 @@ impl Backend for Cuda {
         let p = op.params;
         let size = p.heads * p.dim;
         c.launch(
-            Launch::new(self.plain("gated_norm")?, [p.rows, 1, 1], row_threads(size), kernels::row_shared(size))
-                .memory(&op.x.0)
-                .memory(&op.gate.0)
-                .memory(&op.weight.0)
-                .memory(&op.y.0)
-                .params(&p.words()),
+            Launch::new(
+                self.plain("gated_norm")?,
+                [p.rows, 1, 1],
+                row_threads(size),
+                kernels::row_shared(size),
+            )
+            .memory(&op.x.0)
+            .memory(&op.gate.0)
+            .memory(&op.weight.0)
+            .memory(&op.y.0)
+            .params(&p.words()),
         );
         Ok(())
     }

@@ -16,6 +16,7 @@ const PHASES: &[(&str, &str, Option<&str>)] = &[
     ("gated_norm", "gated_norm", None),
     ("embed_pq", "embed", Some("PQ_D")),
     ("rope_cache", "rope_cache", Some("HEAD_DIM_MAX")),
+    ("attention_near", "attention", Some("HEAD_DIM")),
     ("attention_split", "attention", Some("HEAD_DIM")),
     ("attention_combine", "attention", Some("HEAD_DIM")),
     ("causal_conv", "causal_conv", Some("CONV_KERNEL")),
@@ -23,10 +24,11 @@ const PHASES: &[(&str, &str, Option<&str>)] = &[
     ("delta_rule", "delta_rule", Some("KEY_DIM")),
 ];
 
+/// Positions that a row sees, at most, where attention takes them in one stretch.
+const NEAR: u32 = 512;
+
 /// Arguments of a phase in 8-byte slots, at most.
 const ARGUMENTS: usize = 38;
-/// Slots of a parameter struct.
-const PARAMS: usize = 8;
 
 /// Places of pq_matvec_shared's arguments.
 mod matvec {
@@ -70,6 +72,7 @@ fn unit(others: &Unit, matvec_table: u32, threads: u32) -> Unit {
         ("STEP_TABLE", matvec_table),
         ("STEP_THREADS", threads),
         ("STEP_ARGUMENTS", ARGUMENTS as u32),
+        ("STEP_NEAR", NEAR),
     ];
     if std::env::var_os("FASQ_TRACE").is_some() {
         return Unit::new("step", &step).with("STEP_TRACE", 1).joined(others).unwrap_or(*others);
@@ -136,6 +139,22 @@ fn finish(
     Ok(())
 }
 
+/// A launch on its way into a step.
+struct Phase {
+    entry: &'static str,
+    kernel: Kernel,
+    /// For which rows it is done.
+    when: When,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    Always,
+    /// Where the step's first row sees few positions, or many.
+    Near,
+    Far,
+}
+
 fn step(
     device: &Device,
     run: &[&Kernel],
@@ -143,37 +162,48 @@ fn step(
     programs: &mut Vec<Memory>,
 ) -> Result<Option<Kernel>> {
     let Some(matvec) = run.iter().find_map(|kernel| kernel.matvec) else { return Ok(None) };
-    let mut phases: Vec<Kernel> = run.iter().map(|kernel| (*kernel).clone()).collect();
+    let phase = |kernel: &&Kernel| Phase {
+        entry: kernel.function.entry,
+        kernel: (*kernel).clone(),
+        when: When::Always,
+    };
+    let mut phases: Vec<Phase> = run.iter().map(phase).collect();
+    let rows =
+        phases.iter().find(|phase| phase.entry == "rope_cache").map_or(0, |phase| number(&phase.kernel, 4));
     if std::env::var_os("FASQ_NOMOVE").is_none() {
-    move_swiglu(device, &mut phases, programs)?;
-    }
-    if std::env::var_os("FASQ_NOMOVE").is_none() {
-    move_norms(&mut phases);
+        move_swiglu(device, &mut phases, programs)?;
+        move_norms(&mut phases);
+        if std::env::var_os("FASQ_NONEAR").is_none() {
+            add_near(device, &mut phases, programs)?;
+        }
     }
     look_ahead(&mut phases);
     let beside = |kernel: &Kernel| match kernel.matvec {
         Some(matvec) => kernel.shared - matvec.table,
         None => kernel.shared,
     };
-    let shared = matvec.table + phases.iter().map(beside).max().unwrap_or(0);
+    let shared = matvec.table + phases.iter().map(|phase| beside(&phase.kernel)).max().unwrap_or(0);
     let function = device.function(unit(constants, matvec.table, matvec.warps * 32), "step")?;
     if shared > function.dynamic_limit {
         return Ok(None);
     }
-    let words: Vec<u64> = phases.iter().flat_map(words).collect();
+    let words: Vec<u64> = (0..phases.len()).flat_map(|i| words(&phases, i)).collect();
     let program = device.alloc(words.len() * 2, false)?;
     device.write(&program, bytemuck::cast_slice(&words))?;
-    let args = vec![Arg::Address(address(&program)), Arg::Word(phases.len() as u32)];
+    let args = vec![Arg::Address(address(&program)), Arg::Word(phases.len() as u32), Arg::Address(rows)];
     programs.push(program);
     let grid = [device.sms, 1, 1];
     Ok(Some(Kernel { function, grid, block: matvec.warps * 32, shared, args, matvec: None, resident: true }))
 }
 
 /// A phase as step.cu reads it.
-fn words(kernel: &Kernel) -> Vec<u64> {
+fn words(phases: &[Phase], i: usize) -> Vec<u64> {
+    let Phase { entry, kernel, .. } = &phases[i];
+    let next =
+        |not: When| (i + 1..phases.len()).find(|i| phases[*i].when != not).unwrap_or(phases.len()) as u64;
     let [x, y, z] = kernel.grid.map(u64::from);
-    let kind = phase(kernel).unwrap_or(0) as u64;
-    let mut words = vec![kind | x << 32, y | z << 32];
+    let kind = PHASES.iter().position(|(known, _, _)| known == entry).unwrap_or(PHASES.len()) as u64;
+    let mut words = vec![kind | x << 32, y | z << 32, next(When::Far) | next(When::Near) << 32];
     for arg in &kernel.args {
         match arg {
             Arg::Address(value) => words.push(*value),
@@ -183,8 +213,7 @@ fn words(kernel: &Kernel) -> Vec<u64> {
             }
         }
     }
-    debug_assert!(words.len() <= 2 + ARGUMENTS && PARAMS * 2 == 16);
-    words.resize(2 + ARGUMENTS, 0);
+    words.resize(3 + ARGUMENTS, 0);
     words
 }
 
@@ -206,8 +235,7 @@ fn params(kernel: &Kernel, at: usize) -> [u32; 16] {
 /// Makes `kernel` prepare its row itself; false where it cannot.
 fn prepare(kernel: &mut Kernel, x: u64, norm: u64, prepared: u64, input: [u32; 3]) -> bool {
     let Some(matvec) = kernel.matvec else { return false };
-    let (tiles, cols) =
-        (number(kernel, matvec::CODE_TILES) as u32, number(kernel, matvec::IN) as u32);
+    let (tiles, cols) = (number(kernel, matvec::CODE_TILES) as u32, number(kernel, matvec::IN) as u32);
     if number(kernel, matvec::X) != prepared || !matvec.prepares(tiles, cols) {
         return false;
     }
@@ -224,15 +252,17 @@ fn prepare(kernel: &mut Kernel, x: u64, norm: u64, prepared: u64, input: [u32; 3
 }
 
 /// Norms of one row move into the matrix behind them.
-fn move_norms(phases: &mut Vec<Kernel>) {
+fn move_norms(phases: &mut Vec<Phase>) {
     let mut i = 0;
     while i + 1 < phases.len() {
         let (before, behind) = phases.split_at_mut(i + 1);
-        let (norm, next) = (&before[i], &mut behind[0]);
+        let (norm, next) = (&before[i], &mut behind[0].kernel);
         // RmsNormParams: rows, dim, eps, weight_offset, rotate.
-        let moved = norm.function.entry == "rms_norm" && {
+        let moved = norm.entry == "rms_norm" && {
+            let norm = &norm.kernel;
             let [rows, _, eps, offset, rotate, ..] = params(norm, 3);
-            rows == 1 && prepare(next, number(norm, 0), number(norm, 1), number(norm, 2), [eps, offset, rotate])
+            rows == 1
+                && prepare(next, number(norm, 0), number(norm, 1), number(norm, 2), [eps, offset, rotate])
         };
         if moved {
             phases.remove(i);
@@ -241,11 +271,85 @@ fn move_norms(phases: &mut Vec<Kernel>) {
     }
 }
 
+/// SwiGLU of one row moves into the matrix of gate and up before it, its rotation into the matrix behind it.
+fn move_swiglu(device: &Device, phases: &mut Vec<Phase>, keep: &mut Vec<Memory>) -> Result<()> {
+    let mut i = 1;
+    while i + 1 < phases.len() {
+        let [gate_up, swiglu, down] = &mut phases[i - 1..=i + 1] else { break };
+        i += 1;
+        let (gate_up, down) = (&mut gate_up.kernel, &mut down.kernel);
+        if swiglu.entry != "swiglu" || gate_up.matvec.is_none_or(|matvec| matvec.tokens > 1) {
+            continue;
+        }
+        let swiglu = &swiglu.kernel;
+        let [rows, dim, rotate, ..] = params(swiglu, 2);
+        let whole =
+            params(gate_up, matvec::PARAMS)[2] == 0 && number(gate_up, matvec::OUT) == u64::from(2 * dim);
+        let one_chunk = gate_up.matvec.is_some_and(|matvec| {
+            let tiles = number(gate_up, matvec::CODE_TILES) as u32;
+            u64::from(matvec.passes(tiles)) == number(gate_up, matvec::CHUNK)
+        });
+        let reads = number(swiglu, 0) == number(gate_up, matvec::Y);
+        if rows != 1 || !whole || !one_chunk || !reads || !dim.is_multiple_of(16) {
+            continue;
+        }
+        let hidden = device.scratch(Scratch::Hidden, dim as usize)?;
+        if prepare(down, address(&hidden), 0, number(swiglu, 1), [0, 0, rotate]) {
+            gate_up.args[matvec::HIDDEN] = Arg::Address(address(&hidden));
+            keep.push(hidden);
+            phases.remove(i - 1);
+        }
+    }
+    Ok(())
+}
+
+/// Gives attention of one row a second way, for few positions, and its rotation to the matrix behind it.
+fn add_near(device: &Device, phases: &mut Vec<Phase>, keep: &mut Vec<Memory>) -> Result<()> {
+    let mut i = 0;
+    while i + 3 < phases.len() {
+        let [rope, split, combine, out] = &mut phases[i..i + 4] else { break };
+        i += 1;
+        let names = [rope.entry, split.entry, combine.entry];
+        let [rows, _, heads, _, head_dim, _, _, _, scale, gated, rotate, ..] = match names {
+            ["rope_cache", "attention_split", "attention_combine"] => params(&split.kernel, 6),
+            _ => continue,
+        };
+        if rows != 1 {
+            continue;
+        }
+        let mut y = number(&combine.kernel, 4);
+        if rotate > 0 {
+            let plain = device.scratch(Scratch::Attention, (heads * head_dim) as usize)?;
+            if !prepare(&mut out.kernel, address(&plain), 0, y, [0, 0, rotate]) {
+                continue;
+            }
+            y = address(&plain);
+            let mut words = params(&combine.kernel, 5);
+            words[10] = 0;
+            combine.kernel.args[4] = Arg::Address(y);
+            combine.kernel.args[5] = Arg::Params(words);
+            keep.push(plain);
+        }
+        let mut near = rope.kernel.clone();
+        near.grid = [heads, 1, 1];
+        near.args.remove(4);
+        near.args.insert(6, Arg::Address(y));
+        near.args.extend([Arg::Word(scale), Arg::Word(gated)]);
+        near.shared = split.kernel.shared;
+        for far in [rope, split, combine] {
+            far.when = When::Far;
+        }
+        phases.insert(i - 1, Phase { entry: "attention_near", kernel: near, when: When::Near });
+        i += 4;
+    }
+    Ok(())
+}
+
 /// Tells each matrix about the next one.
-fn look_ahead(phases: &mut [Kernel]) {
+fn look_ahead(phases: &mut [Phase]) {
     let kib: u32 = std::env::var("FASQ_AHEAD").ok().and_then(|s| s.parse().ok()).unwrap_or(64);
     let mut next = None;
-    for kernel in phases.iter_mut().rev() {
+    for kernel in phases.iter_mut().rev().map(|phase| &mut phase.kernel) {
         let Some(matvec) = kernel.matvec else { continue };
         if let Some((codes, ahead)) = next {
             kernel.args[matvec::NEXT] = Arg::Address(codes);
@@ -258,35 +362,4 @@ fn look_ahead(phases: &mut [Kernel]) {
         ahead[..4].copy_from_slice(&[tile_bytes, row_tiles >> paired, paired, kib << 10]);
         next = (kib > 0).then(|| (number(kernel, matvec::CODES), ahead));
     }
-}
-
-/// SwiGLU of one row moves into the matrix of gate and up before it, its rotation into the matrix behind it.
-fn move_swiglu(device: &Device, phases: &mut Vec<Kernel>, keep: &mut Vec<Memory>) -> Result<()> {
-    let mut i = 1;
-    while i + 1 < phases.len() {
-        let (before, behind) = phases.split_at_mut(i + 1);
-        let (gate_up, swiglu) = before.split_at_mut(i);
-        let (gate_up, swiglu, down) = (&mut gate_up[i - 1], &swiglu[0], &mut behind[0]);
-        i += 1;
-        if swiglu.function.entry != "swiglu" || gate_up.matvec.is_none_or(|matvec| matvec.tokens > 1) {
-            continue;
-        }
-        let [rows, dim, rotate, ..] = params(swiglu, 2);
-        let whole = params(gate_up, matvec::PARAMS)[2] == 0 && number(gate_up, matvec::OUT) == u64::from(2 * dim);
-        let one_chunk = gate_up.matvec.is_some_and(|matvec| {
-            u64::from(matvec.passes(number(gate_up, matvec::CODE_TILES) as u32)) == number(gate_up, matvec::CHUNK)
-        });
-        let reads = number(swiglu, 0) == number(gate_up, matvec::Y);
-        if rows != 1 || !whole || !one_chunk || !reads || !dim.is_multiple_of(16) {
-            continue;
-        }
-        let hidden = device.scratch(Scratch::Hidden, dim as usize)?;
-        if !prepare(down, address(&hidden), 0, number(swiglu, 1), [0, 0, rotate]) {
-            continue;
-        }
-        gate_up.args[matvec::HIDDEN] = Arg::Address(address(&hidden));
-        keep.push(hidden);
-        phases.remove(i - 1);
-    }
-    Ok(())
 }

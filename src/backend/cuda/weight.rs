@@ -34,6 +34,8 @@ pub enum Kind {
 pub struct Pq {
     pub spec: PqSpec,
     pub lookup: Lookup,
+    /// Rows of x that the decode kernel takes.
+    pub tokens: u32,
     /// `[row tiles, code tiles, bits * 32]`.
     pub codes: Memory,
     /// `[codebooks, k, entry_halves]` f16.
@@ -152,6 +154,7 @@ impl Pq {
     pub fn empty(device: &Device, spec: PqSpec, rows: usize, cols: usize, codebooks: &[f16]) -> Result<Self> {
         let code_tiles = spec.subspaces(cols).div_ceil(TILE_CODES);
         let tiles = rows.div_ceil(TILE_ROWS) * code_tiles;
+        let lookup = Lookup::of(&spec, cols, device.shared_limit);
         let entries = padded(&spec, codebooks);
         let memory = if spec.scope == Scope::Universal {
             device.universal(entries)?
@@ -162,7 +165,8 @@ impl Pq {
         };
         Ok(Self {
             spec,
-            lookup: Lookup::of(&spec, cols, device.shared_limit),
+            lookup,
+            tokens: kernels::matvec_tokens(&spec, lookup, device.shared_limit),
             codes: device.alloc(tiles * spec.code_bits() * 32, true)?,
             codebooks: memory,
             scales: None,

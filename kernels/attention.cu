@@ -92,6 +92,13 @@ KERNEL attention_near(const f32* qkv, const f32* q_norm, const f32* k_norm, cons
         prefetch_l2(reinterpret_cast<const char*>(k_cache + cache_at) + i);
         prefetch_l2(reinterpret_cast<const char*>(v_cache + cache_at) + i);
     }
+    f32 angles[STRIDED];
+    const u32 half = params.rotary_dim / 2;
+#pragma unroll
+    for (u32 i = 0; i < STRIDED; i++) {
+        const u32 e = lane + i * 32;
+        angles[i] = warp < 2 && e < params.rotary_dim ? (f32)position * inv_freq[e % half] : 0.f;
+    }
     wait_inputs();
 
     if (warp < 3) {
@@ -113,7 +120,6 @@ KERNEL attention_near(const f32* qkv, const f32* q_norm, const f32* k_norm, cons
             heads[warp][e] = v[i];
         }
         __syncwarp();
-        const u32 half = params.rotary_dim / 2;
         f32 turned[STRIDED];
 #pragma unroll
         for (u32 i = 0; i < STRIDED; i++) {
@@ -121,7 +127,7 @@ KERNEL attention_near(const f32* qkv, const f32* q_norm, const f32* k_norm, cons
             turned[i] = v[i];
             if (warp == 2 || e >= params.rotary_dim) continue;
             f32 sine, cosine;
-            sine_cosine((f32)position * inv_freq[e % half], sine, cosine);
+            sine_cosine(angles[i], sine, cosine);
             turned[i] = v[i] * cosine + (e < half ? -heads[warp][e + half] : heads[warp][e - half]) * sine;
         }
         __syncwarp();

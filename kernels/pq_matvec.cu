@@ -77,19 +77,16 @@ constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
 // What is done to x before it is multiplied, where `prepared` says where the result is kept: see RmsNormParams.
 struct MatvecInput { f32 eps, weight_offset; u32 rotate, unused[13]; };
 
-// The matrix that the step's next matvec multiplies by: bytes of a row tile, row tiles (or pairs of them, in two halves),
-// and bytes that a block asks for ahead.
-struct MatvecAhead { u32 tile_bytes, units, paired, bytes, unused[12]; };
+// The matrix that the step's next matvec multiplies by: bytes of a row tile, row tiles, bytes that a block asks for ahead.
+struct MatvecAhead { u32 tile_bytes, row_tiles, bytes, unused[13]; };
 
 // Asks for the beginning of what this block will read of the next matrix, so that memory is not idle while blocks wait
 // for each other.
 __device__ __forceinline__ void prefetch_next(const char* next, const MatvecAhead& ahead) {
-    const u32 first = ahead.units * blockIdx.x / gridDim.x, last = ahead.units * (blockIdx.x + 1) / gridDim.x;
-    const u32 bytes = min((last - first) * ahead.tile_bytes, ahead.bytes >> ahead.paired);
-    for (u32 half = 0; half <= ahead.paired; half++) {
-        const char* from = next + (u64)(first + half * ahead.units) * ahead.tile_bytes;
-        for (u32 i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) prefetch_l2(from + i);
-    }
+    const u32 first = ahead.row_tiles * real_block() / real_grid(), last = ahead.row_tiles * (real_block() + 1) / real_grid();
+    const u32 bytes = min((last - first) * ahead.tile_bytes, ahead.bytes);
+    const char* from = next + (u64)first * ahead.tile_bytes;
+    for (u32 i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) prefetch_l2(from + i);
 }
 
 // Two neighbouring inputs of row `token` of x, which pair `i` of code tile `tile` of the chunk multiplies.
@@ -113,7 +110,7 @@ __device__ __forceinline__ bool pair_whole(u32 i) { return ENTRY == 1 || i % ENT
 
 // x's columns of `tiles` code tiles from `first` on, as they are.
 __device__ __forceinline__ void stage_plain(u32* stage, const f32* x, u32 rows, u32 in, u32 first, u32 tiles) {
-    constexpr u32 BATCHED = 4;
+    constexpr u32 BATCHED = 8;
     for (u32 token = 0; token < rows; token++) {
         const f32* row = x + (u64)token * in;
         for (u32 i0 = threadIdx.x; i0 < tiles * WORDS; i0 += BATCHED * blockDim.x) {
@@ -175,7 +172,7 @@ __device__ __forceinline__ void stage_prepared(u32* stage, f32* row, const f32* 
         const f32 a = column < in ? row[padded(column)] * scale : 0.f;
         const f32 b = column + 1 < in && pair_whole(i % WORDS) ? row[padded(column + 1)] * scale : 0.f;
         stage_pair(stage, 0, i / WORDS, i % WORDS, a, b);
-        if (i / WORDS % gridDim.x != blockIdx.x || column >= in) continue;
+        if (i / WORDS % real_grid() != real_block() || column >= in) continue;
         prepared[column] = a;
         if (column + 1 < in && pair_whole(i % WORDS)) prepared[column + 1] = b;
     }
@@ -190,29 +187,23 @@ struct Call {
     u64 out, in, code_tiles, chunk_passes;
     struct { u32 rows, y_stride, y_offset, accumulate, unused[12]; } params;
     const f32* norm;
-    f32 *prepared, *hidden;
+    f32* prepared;
     MatvecInput input;
     const char* next;
     MatvecAhead ahead;
 };
 
-// A chunk of columns at a time is staged in shared memory (all of them, where there is room). `hidden`: W is gate and up,
-// stacked, and silu(gate) * up goes there.
+// A chunk of columns at a time is staged in shared memory (all of them, where there is room).
 __device__ __forceinline__ void multiply(const Call& call) {
     const u32* codes = call.codes;
     const u32 out = call.out, in = call.in, code_tiles = call.code_tiles, chunk_passes = call.chunk_passes;
-    const bool paired = call.hidden;
     char* table = table_start();
     f32* partials = reinterpret_cast<f32*>(table + TABLE_BYTES); // two of [WARPS, TOKENS, SUMS]
     u32* stage = reinterpret_cast<u32*>(partials + 2 * WARPS * TOKENS * SUMS);
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u32 row_tiles = (out + TILE_ROWS - 1) / TILE_ROWS, passes = (code_tiles + WARPS - 1) / WARPS;
-    const u32 spans = paired ? row_tiles / 2 : row_tiles, apart = paired ? 2 : 1;
-    const u32 first = spans * blockIdx.x / gridDim.x * apart, last = spans * (blockIdx.x + 1) / gridDim.x * apart;
+    const u32 first = row_tiles * real_block() / real_grid(), last = row_tiles * (real_block() + 1) / real_grid();
     release_next();
-
-    // A block's tiles, numbered from `first` to `last`: with `hidden`, tiles of gate and up take turns.
-    auto place = [&](u32 tile) { return paired ? tile / 2 + tile % 2 * spans : tile; };
 
     // A warp's steps: for each chunk of columns, each batch of row tiles, each PASSES passes over the chunk's columns,
     // each AT_ONCE row tiles. A unit's codes for the next step are fetched when this step's are used up; where there are
@@ -223,7 +214,7 @@ __device__ __forceinline__ void multiply(const Call& call) {
     auto fetch = [&](u32 unit) {
         const u32 kt = (ahead.pass + unit / AT_ONCE) * WARPS + warp, tile = ahead.batch + ahead.tile + unit % AT_ONCE;
         const bool there = tile < last && kt < code_tiles && ahead.chunk < passes;
-        load_tile(units[unit], there ? codes + ((u64)place(tile) * code_tiles + kt) * TILE_WORDS : nothing, lane);
+        load_tile(units[unit], there ? codes + ((u64)tile * code_tiles + kt) * TILE_WORDS : nothing, lane);
         if (unit < UNITS - 1) return;
         ahead.tile += AT_ONCE;
         if (ahead.tile < min(BATCH, last - ahead.batch)) return;
@@ -291,12 +282,11 @@ __device__ __forceinline__ void multiply(const Call& call) {
                     }
                 }
             }
-            // Sum the batch up over the warps, 4 threads a row. Rows of two neighbouring tiles take turns, so that
-            // with `hidden` gate and up meet in a warp. What a row needs besides is loaded one row ahead.
+            // Sum the batch up over the warps, 4 threads a row. What a row needs besides is loaded one row ahead.
             struct Target { f32* y; f32 before, scale; u32 token, n; };
             auto target = [&](u32 i) {
-                const u32 r = i % BATCH_ROWS, tile = batch + r / 32 * 2 + r % 2;
-                Target to = {nullptr, 0.f, 1.f, i / BATCH_ROWS, place(tile) * TILE_ROWS + r % 32 / 2};
+                const u32 r = i % BATCH_ROWS, tile = batch + r / TILE_ROWS;
+                Target to = {nullptr, 0.f, 1.f, i / BATCH_ROWS, tile * TILE_ROWS + r % TILE_ROWS};
                 if (lane % 4 || i >= BATCH_ROWS * TOKENS || tile >= last || to.n >= out || to.token >= call.params.rows) return to;
                 to.y = call.y + (u64)to.token * call.params.y_stride + call.params.y_offset + to.n;
                 if (call.scales) to.scale = from_f16(call.scales[to.n]);
@@ -311,8 +301,7 @@ __device__ __forceinline__ void multiply(const Call& call) {
             for (u32 i = threadIdx.x / 4; i < BATCH_ROWS * TOKENS; i += blockDim.x / 4) {
                 const Target to = ahead_row;
                 ahead_row = target(i + blockDim.x / 4);
-                const u32 r = i % BATCH_ROWS;
-                const f32* at = partial + i / BATCH_ROWS * SUMS + (r / 32 * 2 + r % 2) * TILE_ROWS + r % 32 / 2;
+                const f32* at = partial + i / BATCH_ROWS * SUMS + i % BATCH_ROWS;
                 f32 sum = 0.f;
 #pragma unroll
                 for (u32 k = 0; k < WARPS; k += 4) sum += at[(k + lane % 4) * TOKENS * SUMS];
@@ -320,10 +309,6 @@ __device__ __forceinline__ void multiply(const Call& call) {
                 sum += __shfl_xor_sync(~0u, sum, 2);
                 sum = to.before + sum * to.scale;
                 if (to.y) *to.y = sum;
-                if (paired) {
-                    const f32 up = __shfl_xor_sync(~0u, sum, 4);
-                    if (to.y && r % 2 == 0) call.hidden[to.n] = silu(sum) * up;
-                }
             }
         }
     }

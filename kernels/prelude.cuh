@@ -11,6 +11,10 @@ typedef unsigned long long u64;
 
 extern __shared__ __align__(16) char dynamic_shared[];
 
+// A block of a kernel that takes its grid as it is; see step.cuh.
+__device__ __forceinline__ u32 real_block() { return blockIdx.x; }
+__device__ __forceinline__ u32 real_grid() { return gridDim.x; }
+
 // A kernel's dynamic shared memory.
 __device__ __forceinline__ char* phase_shared() { return dynamic_shared; }
 #endif

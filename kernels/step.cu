@@ -68,8 +68,6 @@ __device__ __forceinline__ void run(const Phase& phase) {
 #ifdef PQ_TOKENS
     if (phase.kind == PHASE_pq_matvec_shared) {
         // Takes the grid as it is, and waits for its inputs when it has asked for its first codes.
-        if (threadIdx.x == 0) virtual_block = blockIdx, virtual_grid = make_uint3(gridDim.x, 1, 1);
-        __syncthreads();
         return pq_matvec::pq_matvec_shared(*reinterpret_cast<const pq_matvec::Call*>(phase.arguments));
     }
 #endif
@@ -103,30 +101,16 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1) step(const Phase* 
     __syncthreads();
     const bool far = rows && row_position >= STEP_NEAR;
     for (u32 i = 0, ended = 1, slot = 0; i < count; ended++, slot ^= 1) {
-#ifdef STEP_TRACE
-        if (threadIdx.x == 0) trace_at = i, trace_block = blockIdx.x, trace[blockIdx.x][i][0] = clock64();
-#endif
         i = phases[slot].next[far];
         load(i, slot ^ 1);
         run(phases[slot]);
         __syncthreads();
         if (threadIdx.x) continue;
-#ifdef STEP_TRACE
-        trace[blockIdx.x][trace_at][2] = clock64();
-#endif
-        u32 before;
-        asm volatile("atom.add.release.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(&arrivals) : "memory");
         arrivals_wanted = ended * gridDim.x;
-#ifdef STEP_TRACE
-        trace[blockIdx.x][trace_at][3] = clock64();
-#endif
-        if (i >= count && before + 1 == ended * gridDim.x) arrivals = 0; // the last of all
-    }
-#ifdef STEP_TRACE
-    if (blockIdx.x == 5 && threadIdx.x == 0 && launches++ == 40) {
-        for (u32 i = 0; i < count; i = program[i].next[far]) {
-            printf("T %d kind %d grid %d: wait %d work %d arrive %d\n", i, program[i].kind, program[i].grid[0]*program[i].grid[1]*program[i].grid[2], (int)(trace[5][i][1] - trace[5][i][0]), (int)(trace[5][i][2] - trace[5][i][1]), (int)(trace[5][i][3]-trace[5][i][2]));
+        if (i < count) {
+            asm volatile("red.add.release.gpu.global.u32 [%0], 1;" ::"l"(&arrivals) : "memory");
+        } else if (atomicAdd(&arrivals, 1) + 1 == arrivals_wanted) {
+            arrivals = 0; // the last of all
         }
     }
-#endif
 }

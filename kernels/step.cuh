@@ -1,17 +1,14 @@
 // Before the kernels of a step (step.cu), which become functions of one kernel: their launches' grids are virtual, and
 // they wait at a barrier of the whole grid where a launch of their own would wait for the one before.
 
+__device__ __forceinline__ u32 real_block() { return blockIdx.x; }
+__device__ __forceinline__ u32 real_grid() { return gridDim.x; }
+
 #define KERNEL __device__ __noinline__ void
 #define BOUNDS(...)
 #define blockIdx virtual_block
 #define gridDim virtual_grid
 
-#ifdef STEP_TRACE
-__device__ long long trace[132][400][4];
-__device__ u32 launches;
-__shared__ u32 trace_at, trace_block;
-extern "C" __device__ int printf(const char*, ...);
-#endif
 extern __shared__ __align__(16) char dynamic_shared[]; // the table of PQ entries, then the phase's own
 __shared__ uint3 virtual_block, virtual_grid;
 __shared__ u32 row_slot, row_position;   // of the step's first row
@@ -31,9 +28,6 @@ __device__ __forceinline__ void wait_inputs() {
             if (tries >> 24) __trap();
         }
         arrivals_wanted = 0;
-#ifdef STEP_TRACE
-        trace[trace_block][trace_at][1] = clock64();
-#endif
     }
     __syncthreads();
 }

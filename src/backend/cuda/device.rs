@@ -37,8 +37,6 @@ pub enum Scratch {
     Partial,
     /// Softmax sums of attention.
     Sums,
-    /// silu(gate) * up before its rotation.
-    Hidden,
     /// Attention's output before its rotation.
     Attention,
     /// Results of argmax.

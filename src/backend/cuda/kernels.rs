@@ -9,12 +9,12 @@ use crate::pq::PqSpec;
 pub struct Unit {
     /// The file, without its ending.
     pub file: &'static str,
-    constants: [Option<(&'static str, u32)>; 20],
+    constants: [Option<(&'static str, u32)>; 32],
 }
 
 impl Unit {
     pub fn new(file: &'static str, constants: &[(&'static str, u32)]) -> Self {
-        let mut all = [None; 20];
+        let mut all = [None; 32];
         for (slot, constant) in all.iter_mut().zip(constants) {
             *slot = Some(*constant);
         }

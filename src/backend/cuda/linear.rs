@@ -204,7 +204,6 @@ impl Cuda {
                         // What a step moves into this kernel; see step.rs.
                         .optional(None, 0)
                         .optional(None, 0)
-                        .optional(None, 0)
                         .params(&[])
                         .optional(None, 0)
                         .params(&[]),

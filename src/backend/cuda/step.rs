@@ -24,28 +24,28 @@ const PHASES: &[(&str, &str, Option<&str>)] = &[
     ("delta_rule", "delta_rule", Some("KEY_DIM")),
 ];
 
+/// Bytes of the next matrix that a block asks for while it waits for others.
+const AHEAD: u32 = 64 << 10;
+
 /// Positions that a row sees, at most, where attention takes them in one stretch.
 const NEAR: u32 = 512;
 
 /// Arguments of a phase in 8-byte slots, at most.
-const ARGUMENTS: usize = 38;
+const ARGUMENTS: usize = 37;
 
 /// Places of pq_matvec_shared's arguments.
 mod matvec {
     pub const CODES: usize = 0;
     pub const X: usize = 4;
-    pub const Y: usize = 5;
     pub const OUT: usize = 6;
     pub const IN: usize = 7;
     pub const CODE_TILES: usize = 8;
     pub const CHUNK: usize = 9;
-    pub const PARAMS: usize = 10;
     pub const NORM: usize = 11;
     pub const PREPARED: usize = 12;
-    pub const HIDDEN: usize = 13;
-    pub const INPUT: usize = 14;
-    pub const NEXT: usize = 15;
-    pub const AHEAD: usize = 16;
+    pub const INPUT: usize = 13;
+    pub const NEXT: usize = 14;
+    pub const AHEAD: usize = 15;
 }
 
 /// The source of a step: the files that its constants suffice for, each in a namespace, then step.cu.
@@ -74,9 +74,6 @@ fn unit(others: &Unit, matvec_table: u32, threads: u32) -> Unit {
         ("STEP_ARGUMENTS", ARGUMENTS as u32),
         ("STEP_NEAR", NEAR),
     ];
-    if std::env::var_os("FASQ_TRACE").is_some() {
-        return Unit::new("step", &step).with("STEP_TRACE", 1).joined(others).unwrap_or(*others);
-    }
     Unit::new("step", &step).joined(others).unwrap_or(*others)
 }
 
@@ -170,13 +167,8 @@ fn step(
     let mut phases: Vec<Phase> = run.iter().map(phase).collect();
     let rows =
         phases.iter().find(|phase| phase.entry == "rope_cache").map_or(0, |phase| number(&phase.kernel, 4));
-    if std::env::var_os("FASQ_NOMOVE").is_none() {
-        move_swiglu(device, &mut phases, programs)?;
-        move_norms(&mut phases);
-        if std::env::var_os("FASQ_NONEAR").is_none() {
-            add_near(device, &mut phases, programs)?;
-        }
-    }
+    move_norms(&mut phases);
+    add_near(device, &mut phases, programs)?;
     look_ahead(&mut phases);
     let beside = |kernel: &Kernel| match kernel.matvec {
         Some(matvec) => kernel.shared - matvec.table,
@@ -271,38 +263,6 @@ fn move_norms(phases: &mut Vec<Phase>) {
     }
 }
 
-/// SwiGLU of one row moves into the matrix of gate and up before it, its rotation into the matrix behind it.
-fn move_swiglu(device: &Device, phases: &mut Vec<Phase>, keep: &mut Vec<Memory>) -> Result<()> {
-    let mut i = 1;
-    while i + 1 < phases.len() {
-        let [gate_up, swiglu, down] = &mut phases[i - 1..=i + 1] else { break };
-        i += 1;
-        let (gate_up, down) = (&mut gate_up.kernel, &mut down.kernel);
-        if swiglu.entry != "swiglu" || gate_up.matvec.is_none_or(|matvec| matvec.tokens > 1) {
-            continue;
-        }
-        let swiglu = &swiglu.kernel;
-        let [rows, dim, rotate, ..] = params(swiglu, 2);
-        let whole =
-            params(gate_up, matvec::PARAMS)[2] == 0 && number(gate_up, matvec::OUT) == u64::from(2 * dim);
-        let one_chunk = gate_up.matvec.is_some_and(|matvec| {
-            let tiles = number(gate_up, matvec::CODE_TILES) as u32;
-            u64::from(matvec.passes(tiles)) == number(gate_up, matvec::CHUNK)
-        });
-        let reads = number(swiglu, 0) == number(gate_up, matvec::Y);
-        if rows != 1 || !whole || !one_chunk || !reads || !dim.is_multiple_of(16) {
-            continue;
-        }
-        let hidden = device.scratch(Scratch::Hidden, dim as usize)?;
-        if prepare(down, address(&hidden), 0, number(swiglu, 1), [0, 0, rotate]) {
-            gate_up.args[matvec::HIDDEN] = Arg::Address(address(&hidden));
-            keep.push(hidden);
-            phases.remove(i - 1);
-        }
-    }
-    Ok(())
-}
-
 /// Gives attention of one row a second way, for few positions, and its rotation to the matrix behind it.
 fn add_near(device: &Device, phases: &mut Vec<Phase>, keep: &mut Vec<Memory>) -> Result<()> {
     let mut i = 0;
@@ -347,7 +307,6 @@ fn add_near(device: &Device, phases: &mut Vec<Phase>, keep: &mut Vec<Memory>) ->
 
 /// Tells each matrix about the next one.
 fn look_ahead(phases: &mut [Phase]) {
-    let kib: u32 = std::env::var("FASQ_AHEAD").ok().and_then(|s| s.parse().ok()).unwrap_or(64);
     let mut next = None;
     for kernel in phases.iter_mut().rev().map(|phase| &mut phase.kernel) {
         let Some(matvec) = kernel.matvec else { continue };
@@ -357,9 +316,8 @@ fn look_ahead(phases: &mut [Phase]) {
         }
         let tile_bytes = number(kernel, matvec::CODE_TILES) as u32 * matvec.tile_bytes;
         let row_tiles = (number(kernel, matvec::OUT) as u32).div_ceil(TILE_ROWS as u32);
-        let paired = u32::from(number(kernel, matvec::HIDDEN) != 0);
         let mut ahead = [0; 16];
-        ahead[..4].copy_from_slice(&[tile_bytes, row_tiles >> paired, paired, kib << 10]);
-        next = (kib > 0).then(|| (number(kernel, matvec::CODES), ahead));
+        ahead[..3].copy_from_slice(&[tile_bytes, row_tiles, AHEAD]);
+        next = Some((number(kernel, matvec::CODES), ahead));
     }
 }

@@ -10,7 +10,12 @@
 // attention_combine: joins the stretches, multiplies by the gate, rotates. A block a rotation block.
 // Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16.
 
-constexpr int EACH = 8, WARPS = 16;
+#ifdef STEP
+constexpr int WARPS = STEP_THREADS / 32;
+#else
+constexpr int WARPS = 16;
+#endif
+constexpr int EACH = 8;
 constexpr int PARTS = (HEAD_DIM + EACH - 1) / EACH;
 constexpr int LANES = PARTS <= 1 ? 1 : PARTS <= 2 ? 2 : PARTS <= 4 ? 4 : PARTS <= 8 ? 8 : PARTS <= 16 ? 16 : 32;
 constexpr int POSITIONS = 32 / LANES;

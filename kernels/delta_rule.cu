@@ -15,7 +15,6 @@ KERNEL delta_rule(const f32* qkv, const f32* proj, const f32* a_log, const f32* 
     release_next();
     wait_inputs();
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    if (warp >= 4) return; // a step's blocks have more
     const u32 column = blockIdx.x * 32 + warp * 8 + lane % 8, part = lane / 8;
     const u32 head = blockIdx.y, key_head = head / (params.value_heads / params.key_heads);
     const u32* segment = segments + blockIdx.z * 4;

@@ -19,19 +19,22 @@ __device__ __forceinline__ u32 plane_word(u32 lane, u32 w) {
     return (BITS & ~1) * 32 + lane;
 }
 
-// A lane's words of one tile.
+// A lane's words of one tile. Not by the path for constants (load_stream): the compiler would put these loads off to the
+// end of a step, past all that could hide them.
 __device__ __forceinline__ void load_tile(u32 (&w)[BITS], const u32* tile, u32 lane) {
 #pragma unroll
-    for (int q = 0; q < BITS / 4; q++) {
-        const uint4 v = load_stream(reinterpret_cast<const uint4*>(tile + q * 128) + lane);
-        w[q * 4] = v.x, w[q * 4 + 1] = v.y, w[q * 4 + 2] = v.z, w[q * 4 + 3] = v.w;
+    for (int q = 0; q < BITS / 4 * 4; q += 4) {
+        asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(w[q]), "=r"(w[q + 1]), "=r"(w[q + 2]), "=r"(w[q + 3]) : "l"(tile + q * 32 + lane * 4));
     }
     if constexpr (BITS & 2) {
         constexpr int AT = BITS / 4 * 4;
-        const uint2 v = load_stream(reinterpret_cast<const uint2*>(tile + AT * 32) + lane);
-        w[AT] = v.x, w[AT + 1] = v.y;
+        asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+                     : "=r"(w[AT]), "=r"(w[AT + 1]) : "l"(tile + AT * 32 + lane * 2));
     }
-    if constexpr (BITS & 1) w[BITS - 1] = load_stream(tile + (BITS - 1) * 32 + lane);
+    if constexpr (BITS & 1) {
+        asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(w[BITS - 1]) : "l"(tile + (BITS - 1) * 32 + lane));
+    }
 }
 
 // Code `i` (0..31) of a lane's words, shifted left by LOG, with `low`'s bits below. One instruction where a code is a

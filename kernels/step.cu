@@ -36,7 +36,6 @@ __device__ __forceinline__ void run_block(const Phase& phase) {
     case PHASE_rms_norm: return rms_norm::rms_norm(a[0], a[1], a[2], params<RmsNormParams>(a + 3));
     case PHASE_swiglu: return swiglu::swiglu(a[0], a[1], params<SwiGluParams>(a + 2));
     case PHASE_gather_rows: return gather_rows::gather_rows(a[0], a[1], a[2], params<GatherRowsParams>(a + 3));
-    case PHASE_gated_norm: return gated_norm::gated_norm(a[0], a[1], a[2], a[3], params<GatedNormParams>(a + 4));
 #ifdef PQ_D
     case PHASE_embed_pq: return embed::embed_pq(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], params<EmbedParams>(a + 8));
 #endif
@@ -50,16 +49,6 @@ __device__ __forceinline__ void run_block(const Phase& phase) {
         return attention::attention_split(a[0], a[1], a[2], a[3], a[4], a[5], params<AttentionParams>(a + 6));
     case PHASE_attention_combine:
         return attention::attention_combine(a[0], a[1], a[2], a[3], a[4], params<AttentionParams>(a + 5));
-#endif
-#ifdef CONV_KERNEL
-    case PHASE_causal_conv:
-        return causal_conv::causal_conv(a[0], a[1], a[2], a[3], a[4], params<CausalConvParams>(a + 5));
-    case PHASE_causal_conv_state:
-        return causal_conv::causal_conv_state(a[0], a[1], a[2], params<CausalConvParams>(a + 3));
-#endif
-#ifdef KEY_DIM
-    case PHASE_delta_rule:
-        return delta_rule::delta_rule(a[0], a[1], a[2], a[3], a[4], a[5], a[6], params<DeltaRuleParams>(a + 7));
 #endif
     }
 }

@@ -38,7 +38,7 @@ pub struct Kernel {
     pub shared: u32,
     pub args: Vec<Arg>,
     /// Of pq_matvec_shared.
-    pub matvec: Option<Matvec>,
+    pub matvec: Option<Rc<Matvec>>,
     /// All blocks must be on the device together.
     pub resident: bool,
 }
@@ -74,7 +74,7 @@ impl Launch {
 
     /// Says that this is a launch of pq_matvec_shared.
     pub fn matvec(mut self, matvec: Matvec) -> Self {
-        self.kernel.matvec = Some(matvec);
+        self.kernel.matvec = Some(Rc::new(matvec));
         self
     }
 

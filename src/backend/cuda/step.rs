@@ -3,7 +3,7 @@
 
 use super::commands::{Arg, Kernel, Work};
 use super::device::{Device, Memory, Scratch, address};
-use super::kernels::{self, Matvec, TILE_ROWS, Unit};
+use super::kernels::{self, Cache, Matvec, TILE_ROWS, Unit};
 use crate::Result;
 
 /// The launches that can be phases, by their entry's name, with the file that it is in and a constant without which the
@@ -13,15 +13,11 @@ const PHASES: &[(&str, &str, Option<&str>)] = &[
     ("rms_norm", "rms_norm", None),
     ("swiglu", "swiglu", None),
     ("gather_rows", "gather_rows", None),
-    ("gated_norm", "gated_norm", None),
     ("embed_pq", "embed", Some("PQ_D")),
     ("rope_cache", "rope_cache", Some("HEAD_DIM_MAX")),
     ("attention_near", "attention", Some("HEAD_DIM")),
     ("attention_split", "attention", Some("HEAD_DIM")),
     ("attention_combine", "attention", Some("HEAD_DIM")),
-    ("causal_conv", "causal_conv", Some("CONV_KERNEL")),
-    ("causal_conv_state", "causal_conv", Some("CONV_KERNEL")),
-    ("delta_rule", "delta_rule", Some("KEY_DIM")),
 ];
 
 /// Bytes of the next matrix that a block asks for while it waits for others.
@@ -78,18 +74,20 @@ fn unit(others: &Unit, matvec_table: u32, threads: u32) -> Unit {
 }
 
 /// A step with every phase, for tests that compile it.
-pub fn example(matvec: &Matvec, delta_net: bool) -> Unit {
-    let mut all = vec![kernels::rope_cache(kernels::Cache::F16)];
-    all.push(kernels::attention(128, 4, 16, kernels::Cache::F16));
-    if delta_net {
-        all.extend([kernels::causal_conv(4), kernels::delta_rule(128)]);
-    }
+pub fn example(matvec: &Matvec) -> Unit {
+    let all = [kernels::rope_cache(Cache::F16), kernels::attention(128, 4, 16, Cache::F16)];
     let join = |all: Unit, one: &Unit| all.joined(one).unwrap_or(all);
     unit(&all.iter().fold(matvec.unit, join), matvec.table, matvec.warps * 32)
 }
 
 /// Work with its runs of phases as steps, and the memory of their programs.
 pub fn plan(device: &Device, work: &[Work]) -> Result<(Vec<Work>, Vec<Memory>)> {
+    // A delta net's operations are no phases, and steps between them are slower than launches that overlap.
+    let delta_net =
+        |work: &Work| matches!(work, Work::Kernel(kernel) if kernel.function.entry == "delta_rule");
+    if work.iter().any(delta_net) {
+        return Ok((work.to_vec(), Vec::new()));
+    }
     let (mut planned, mut programs) = (Vec::with_capacity(work.len()), Vec::new());
     let mut run: Vec<&Kernel> = Vec::new();
     let mut constants = Unit::new("step", &[]);
@@ -158,7 +156,7 @@ fn step(
     constants: &Unit,
     programs: &mut Vec<Memory>,
 ) -> Result<Option<Kernel>> {
-    let Some(matvec) = run.iter().find_map(|kernel| kernel.matvec) else { return Ok(None) };
+    let Some(matvec) = run.iter().find_map(|kernel| kernel.matvec.clone()) else { return Ok(None) };
     let phase = |kernel: &&Kernel| Phase {
         entry: kernel.function.entry,
         kernel: (*kernel).clone(),
@@ -170,7 +168,7 @@ fn step(
     move_norms(&mut phases);
     add_near(device, &mut phases, programs)?;
     look_ahead(&mut phases);
-    let beside = |kernel: &Kernel| match kernel.matvec {
+    let beside = |kernel: &Kernel| match &kernel.matvec {
         Some(matvec) => kernel.shared - matvec.table,
         None => kernel.shared,
     };
@@ -226,7 +224,7 @@ fn params(kernel: &Kernel, at: usize) -> [u32; 16] {
 
 /// Makes `kernel` prepare its row itself; false where it cannot.
 fn prepare(kernel: &mut Kernel, x: u64, norm: u64, prepared: u64, input: [u32; 3]) -> bool {
-    let Some(matvec) = kernel.matvec else { return false };
+    let Some(matvec) = kernel.matvec.clone() else { return false };
     let (tiles, cols) = (number(kernel, matvec::CODE_TILES) as u32, number(kernel, matvec::IN) as u32);
     if number(kernel, matvec::X) != prepared || !matvec.prepares(tiles, cols) {
         return false;
@@ -309,7 +307,7 @@ fn add_near(device: &Device, phases: &mut Vec<Phase>, keep: &mut Vec<Memory>) ->
 fn look_ahead(phases: &mut [Phase]) {
     let mut next = None;
     for kernel in phases.iter_mut().rev().map(|phase| &mut phase.kernel) {
-        let Some(matvec) = kernel.matvec else { continue };
+        let Some(matvec) = kernel.matvec.clone() else { continue };
         if let Some((codes, ahead)) = next {
             kernel.args[matvec::NEXT] = Arg::Address(codes);
             kernel.args[matvec::AHEAD] = Arg::Params(ahead);

@@ -1,9 +1,10 @@
 // Many launches in one: a decode step of a product-quantized model is a program of phases, which one grid of resident
 // blocks, one a multiprocessor, runs with a barrier between them.
 //
-// A launch costs some 5 us from the last byte of one kernel to the full stream of the next, five times what its data
-// takes in a matrix of 8 MB; a barrier costs 1 to 2, codes of the next matrix are fetched while it is waited for, the
-// table of codebook entries is filled once, and code stays in the instruction cache.
+// A launch costs some 5 us from the last byte of one kernel to the full stream of the next, where a matrix of 8 MB is
+// read in 2; a barrier costs 2 with what the slowest block takes longer, codes of the next matrix are fetched while it
+// is waited for, and the table of codebook entries is filled once. What fills the time between barriers besides codes
+// is in benches/RESULTS.md.
 //
 // A phase is a recorded launch: its arguments, and its grid, which the real blocks share out among them. The kernels'
 // sources stand before this text, each in a namespace of its file's name; the phases' numbers (PHASE_...) come from

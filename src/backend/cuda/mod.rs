@@ -2,7 +2,8 @@
 //!
 //! The driver, NVRTC and cuBLAS are loaded at run time; a program built with this backend runs without them and says
 //! what is missing when the backend is asked for. Kernels (kernels/*.cu) are compiled for the device at first use and
-//! cached on disk. Operations are recorded as a list of launches, which becomes a CUDA graph when it comes again.
+//! cached on disk. Operations are recorded as a list of launches, which becomes a CUDA graph when it comes again; runs of
+//! them around product-quantized matrices with few rows become phases of one launch (step.rs).
 
 mod commands;
 mod device;

@@ -6,9 +6,13 @@ cd "$(dirname "$0")/.."
 
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
 
-# System packages, where this is Debian and we are root: a software Vulkan driver for the wgpu tests.
+# System packages, where this is Debian and we are root: a software Vulkan driver for the wgpu tests, and Chromium for
+# the page's, which brings another.
 need=""
-[ -e /usr/share/vulkan/icd.d/lvp_icd.x86_64.json ] || need="$need mesa-vulkan-drivers libvulkan1"
+lavapipe=/usr/share/vulkan/icd.d/lvp_icd.x86_64.json
+swiftshader=/usr/lib/chromium/vk_swiftshader_icd.json
+[ -e "$lavapipe" ] || need="$need mesa-vulkan-drivers libvulkan1"
+[ -e "$swiftshader" ] || need="$need chromium"
 if [ -n "$need" ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     apt-get update -qq
     # shellcheck disable=SC2086
@@ -25,3 +29,19 @@ cargo fmt --check
 cargo clippy --release --all-targets -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --lib
 cargo test --release
+
+# The kernels again, on the other driver.
+if [ -e "$swiftshader" ]; then
+    VK_DRIVER_FILES="$swiftshader" cargo test --release --test conformance wgpu
+else
+    echo "NOT TESTED: kernels on SwiftShader; there is no Chromium" >&2
+fi
+
+# The page, in a browser. 75: something that it takes cannot be had here.
+status=0
+{ sh web-demo/build.sh && sh web-demo/test.sh; } || status=$?
+if [ "$status" = 75 ]; then
+    echo "NOT TESTED: the page in a browser" >&2
+elif [ "$status" != 0 ]; then
+    exit "$status"
+fi

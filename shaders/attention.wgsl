@@ -26,8 +26,8 @@ fn value(base: u32, p: u32, position: u32, e: u32) -> f32 {
     return v_cache[base + p * HEAD_DIM + e];
 }
 
-@compute @workgroup_size(256)
-fn main(ids: Ids) {
-    let place = rows[ids.group.y];
-    attend(ids, ids.group.y, place.x, place.y);
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
+    let place = rows[group.y];
+    attend(ids, group, group.y, place.x, place.y);
 }

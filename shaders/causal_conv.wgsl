@@ -10,13 +10,13 @@ const MAX_KERNEL = 8u;
 @group(0) @binding(4) var<storage, read_write> state: array<f32>; // [slots, channels, kernel - 1]
 @group(0) @binding(5) var<storage, read_write> y: array<f32>; // [rows, channels]
 
-@compute @workgroup_size(256)
-fn main(ids: Ids) {
-    let channel = ids.group.x * WORKGROUP + ids.local;
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
+    let channel = group.x * WORKGROUP + ids.local;
     if (channel >= params.channels) {
         return;
     }
-    let segment = segments[ids.group.y];
+    let segment = segments[group.y];
     let past = params.kernel - 1u;
     let kept = (segment.x * params.channels + channel) * past;
     // window[0..kernel - 1] are the last inputs, oldest first.

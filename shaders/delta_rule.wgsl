@@ -35,15 +35,15 @@ fn column_sum(local: u32, part: f32) -> f32 {
     return total;
 }
 
-@compute @workgroup_size(256)
-fn main(ids: Ids) {
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let tiles = (params.value_dim + COLUMNS - 1u) / COLUMNS;
-    let head = ids.group.x / tiles;
-    let column = (ids.group.x % tiles) * COLUMNS + ids.local % COLUMNS;
+    let head = group.x / tiles;
+    let column = (group.x % tiles) * COLUMNS + ids.local % COLUMNS;
     let in_use = column < params.value_dim;
     let split = ids.local / COLUMNS;
 
-    let segment = segments[ids.group.y];
+    let segment = segments[group.y];
     let keys = params.key_heads * params.key_dim;
     let values = params.value_heads * params.value_dim;
     let key = (head / (params.value_heads / params.key_heads)) * params.key_dim;

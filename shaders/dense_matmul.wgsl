@@ -33,11 +33,11 @@ fn pair(n: u32, i: u32) -> vec2<f32> {
     return brains(words[row + i]);
 }
 
-@compute @workgroup_size(256)
-fn main(ids: Ids) {
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let lane = ids.local % LANES;
-    let n = (ids.group.x * GROUPS + ids.local / LANES) * 4u;
-    let r = ids.group.y * 4u;
+    let n = (group.x * GROUPS + ids.local / LANES) * 4u;
+    let r = group.y * 4u;
     // sums[i]: row r + i of x times the four rows of W.
     var dots: mat4x4<f32>;
     for (var i = lane; 2u * i < weight.cols; i += LANES) {

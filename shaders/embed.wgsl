@@ -23,32 +23,26 @@ fn element(n: u32, i: u32) -> f32 {
         return brains(words[row + i / 2u])[i % 2u];
     }
     let j = i / D;
-    let bit = (j / weight.chunks) * BITS;
-    let at = row + (bit / 32u) * weight.chunks + j % weight.chunks;
-    var code = words[at] >> (bit % 32u);
-    if (bit % 32u + BITS > 32u) {
-        code |= words[at + weight.chunks] << (32u - bit % 32u);
-    }
     let place = places[n];
-    let c = centroid(place.y, weight.group, j, code & code_mask(), 0u);
+    let c = centroid(place.y, j, code_at(row, j / weight.chunks, j % weight.chunks));
     let e = i % D;
     return bitcast<f32>(place.x) * centroid_pair(c, e / 2u)[e % 2u];
 }
 
-@compute @workgroup_size(256)
-fn main(ids: Ids) {
-    let token = tokens[ids.group.y];
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
+    let token = tokens[group.y];
     if (token < weight.first || token - weight.first >= weight.rows) {
         return;
     }
     let rotated = weight.rotate != 0u;
-    let first = ids.group.x * MAX_BLOCK;
+    let first = group.x * MAX_BLOCK;
     let count = min(MAX_BLOCK, params.dim - first);
     for (var i = ids.local; i < count; i += WORKGROUP) {
         block[i] = element(token - weight.first, first + i);
     }
     let scale = rotate_block(ids.local, count, weight.rotate);
     for (var i = ids.local; i < count; i += WORKGROUP) {
-        y[ids.group.y * params.dim + first + i] = scale * block[i] * select(1.0, sign_of(first + i), rotated);
+        y[group.y * params.dim + first + i] = scale * block[i] * select(1.0, sign_of(first + i), rotated);
     }
 }

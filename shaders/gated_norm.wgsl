@@ -7,13 +7,13 @@
 @group(0) @binding(3) var<storage, read> weight: array<f32>; // [dim]
 @group(0) @binding(4) var<storage, read_write> y: array<f32>; // [rows, heads * dim]
 
-@compute @workgroup_size(256)
-fn main(ids: Ids) {
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let rotated = params.rotate != 0u;
     let size = select(params.dim, params.rotate, rotated);
-    let row = ids.group.y * params.heads * params.dim;
-    let gates = ids.group.y * params.stride + params.offset;
-    let first = ids.group.x * size;
+    let row = group.y * params.heads * params.dim;
+    let gates = group.y * params.stride + params.offset;
+    let first = group.x * size;
     let end = first + size;
 
     for (var head = first / params.dim; head * params.dim < end; head++) {

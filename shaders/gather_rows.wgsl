@@ -5,10 +5,10 @@
 @group(0) @binding(2) var<storage, read> index: array<u32>; // [rows]
 @group(0) @binding(3) var<storage, read_write> y: array<u32>; // [rows, dim]
 
-@compute @workgroup_size(256)
-fn main(ids: Ids) {
-    let i = ids.group.x * WORKGROUP + ids.local;
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
+    let i = group.x * WORKGROUP + ids.local;
     if (i < params.dim) {
-        y[ids.group.y * params.dim + i] = x[index[ids.group.y] * params.dim + i];
+        y[group.y * params.dim + i] = x[index[group.y] * params.dim + i];
     }
 }

@@ -1,8 +1,6 @@
-// What every kernel finds above its own text, between the parameter structs of ops.rs and one of subgroup.wgsl and
-// shared.wgsl (`Ids`, `workgroup_sum`).
+// What every kernel finds above its own text, between the parameter structs of ops.rs with WORKGROUP, its number of
+// invocations, and one of subgroup.wgsl and shared.wgsl (`Ids`, `workgroup_sum`).
 
-// Invocations of a workgroup, in every kernel.
-const WORKGROUP = 256u;
 // Largest block of a rotation.
 const MAX_BLOCK = 512u;
 
@@ -52,9 +50,36 @@ fn sign_of(i: u32) -> f32 {
 
 var<workgroup> block: array<f32, MAX_BLOCK>;
 
-// Hadamard transform, not normalised, of the `size` elements of each block among the first `count` of `block`.
+// Hadamard transform, not normalised, of four elements.
+fn butterflies(v: vec4<f32>) -> vec4<f32> {
+    let w = vec4<f32>(v.xy + v.zw, v.xy - v.zw);
+    return vec4<f32>(w.x + w.y, w.x - w.y, w.z + w.w, w.z - w.w);
+}
+
+// Hadamard transform, not normalised, of the `size` elements of each block among the first `count` of `block`: three
+// steps between two barriers as long as three are left, for a barrier costs more than a step.
 fn hadamard(local: u32, count: u32, size: u32) {
-    for (var half = 1u; half < size; half <<= 1u) {
+    var half = 1u;
+    for (; 8u * half <= size; half <<= 3u) {
+        workgroupBarrier();
+        for (var p = local; 8u * p < count; p += WORKGROUP) {
+            let i = ((p & ~(half - 1u)) << 3u) | (p & (half - 1u));
+            let a = vec4<f32>(block[i], block[i + half], block[i + 2u * half], block[i + 3u * half]);
+            let j = i + 4u * half;
+            let b = vec4<f32>(block[j], block[j + half], block[j + 2u * half], block[j + 3u * half]);
+            let low = butterflies(a + b);
+            let high = butterflies(a - b);
+            block[i] = low.x;
+            block[i + half] = low.y;
+            block[i + 2u * half] = low.z;
+            block[i + 3u * half] = low.w;
+            block[j] = high.x;
+            block[j + half] = high.y;
+            block[j + 2u * half] = high.z;
+            block[j + 3u * half] = high.w;
+        }
+    }
+    for (; half < size; half <<= 1u) {
         workgroupBarrier();
         for (var p = local; 2u * p < count; p += WORKGROUP) {
             let i = ((p & ~(half - 1u)) << 1u) | (p & (half - 1u));

@@ -6,9 +6,9 @@
 @group(0) @binding(2) var<storage, read> weight: array<f32>; // [dim]
 @group(0) @binding(3) var<storage, read_write> y: array<f32>; // [rows, dim]
 
-@compute @workgroup_size(256)
-fn main(ids: Ids) {
-    let row = ids.group.y * params.dim;
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
+    let row = group.y * params.dim;
     var squares = 0.0;
     for (var i = ids.local; i < params.dim; i += WORKGROUP) {
         squares += x[row + i] * x[row + i];
@@ -18,7 +18,7 @@ fn main(ids: Ids) {
 
     let rotated = params.rotate != 0u;
     let size = select(MAX_BLOCK, params.rotate, rotated);
-    let first = ids.group.x * size;
+    let first = group.x * size;
     let count = min(size, params.dim - first);
     for (var i = ids.local; i < count; i += WORKGROUP) {
         let v = (weight[first + i] + params.weight_offset) * (x[row + first + i] * norm);

@@ -13,10 +13,9 @@
 @group(0) @binding(8) var<storage, read_write> v_cache: array<f32>; // [slots, kv_heads, context, head_dim]
 @group(0) @binding(9) var<storage, read_write> y: array<f32>; // [rows, heads * head_dim]
 
-// The row's own key; its value is read from `qkv`.
+// The row's own key and value of the current key/value head.
 var<workgroup> own_key: array<f32, HEAD_DIM>;
-// First word of the row's value of the current key/value head.
-var<workgroup> own_value: u32;
+var<workgroup> own_value: array<f32, HEAD_DIM>;
 
 fn load_queries(ids: Ids, row: u32, position: u32, first: u32, heads: u32, kv: u32) {
     for (var h = 0u; h < heads; h++) {
@@ -36,33 +35,27 @@ fn load_queries(ids: Ids, row: u32, position: u32, first: u32, heads: u32, kv: u
     let cached = ((rows[row].x * params.kv_heads + kv) * params.context + position) * HEAD_DIM;
     for (var e = ids.local; e < HEAD_DIM; e += WORKGROUP) {
         own_key[e] = turned(e, position);
+        own_value[e] = qkv[v + e];
         if (writes) {
             k_cache[cached + e] = own_key[e];
-            v_cache[cached + e] = qkv[v + e];
+            v_cache[cached + e] = own_value[e];
         }
-    }
-    if (ids.local == 0u) {
-        own_value = v;
     }
     workgroupBarrier();
 }
 
+// The cache has nothing yet for the row itself, but is read there as everywhere: a branch would make every read wait.
+
 fn key(base: u32, p: u32, position: u32, e: u32) -> f32 {
-    if (p == position) {
-        return own_key[e];
-    }
-    return k_cache[base + p * HEAD_DIM + e];
+    return select(k_cache[base + p * HEAD_DIM + e], own_key[e], p == position);
 }
 
 fn value(base: u32, p: u32, position: u32, e: u32) -> f32 {
-    if (p == position) {
-        return qkv[own_value + e];
-    }
-    return v_cache[base + p * HEAD_DIM + e];
+    return select(v_cache[base + p * HEAD_DIM + e], own_value[e], p == position);
 }
 
-@compute @workgroup_size(256)
-fn main(ids: Ids) {
-    let place = rows[ids.group.y];
-    attend(ids, ids.group.y, place.x, place.y);
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
+    let place = rows[group.y];
+    attend(ids, group, group.y, place.x, place.y);
 }

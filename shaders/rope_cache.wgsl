@@ -10,21 +10,21 @@
 @group(0) @binding(6) var<storage, read_write> k_cache: array<f32>; // [slots, kv_heads, context, head_dim]
 @group(0) @binding(7) var<storage, read_write> v_cache: array<f32>; // [slots, kv_heads, context, head_dim]
 
-@compute @workgroup_size(256)
-fn main(ids: Ids) {
-    let row = ids.group.y * rope.stride;
-    let place = rows[ids.group.y];
-    if (ids.group.x < rope.heads) {
-        let at = row + ids.group.x * rope.q_stride;
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
+    let row = group.y * rope.stride;
+    let place = rows[group.y];
+    if (group.x < rope.heads) {
+        let at = row + group.x * rope.q_stride;
         load_head(ids, at, false);
         for (var i = ids.local; i < rope.head_dim; i += WORKGROUP) {
             qkv[at + i] = turned(i, place.y);
         }
         return;
     }
-    let kv = (ids.group.x - rope.heads) % rope.kv_heads;
+    let kv = (group.x - rope.heads) % rope.kv_heads;
     let cached = ((place.x * rope.kv_heads + kv) * rope.context + place.y) * rope.head_dim;
-    if (ids.group.x < rope.heads + rope.kv_heads) {
+    if (group.x < rope.heads + rope.kv_heads) {
         load_head(ids, row + rope.k_offset + kv * rope.head_dim, true);
         for (var i = ids.local; i < rope.head_dim; i += WORKGROUP) {
             k_cache[cached + i] = turned(i, place.y);

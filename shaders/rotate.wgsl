@@ -7,10 +7,10 @@ override IN_PLACE: bool;
 @group(0) @binding(1) var<storage, read> x: array<f32>; // [rows, dim]
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // [rows, dim]
 
-@compute @workgroup_size(256)
-fn main(ids: Ids) {
-    let first = ids.group.x * params.rotate;
-    let row = ids.group.y * params.dim + first;
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
+    let first = group.x * params.rotate;
+    let row = group.y * params.dim + first;
     for (var i = ids.local; i < params.rotate; i += WORKGROUP) {
         if (IN_PLACE) {
             block[i] = y[row + i] * sign_of(first + i);

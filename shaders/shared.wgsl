@@ -1,6 +1,6 @@
+// Without the workgroup's number: beside the invocation's it would not count as uniform, nor would branches on it.
 struct Ids {
     @builtin(local_invocation_index) local: u32,
-    @builtin(workgroup_id) group: vec3<u32>,
 }
 
 var<workgroup> sums: array<f32, WORKGROUP>;

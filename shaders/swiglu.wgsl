@@ -4,19 +4,19 @@
 @group(0) @binding(1) var<storage, read> x: array<f32>; // [rows, 2 * dim]
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // [rows, dim]
 
-@compute @workgroup_size(256)
-fn main(ids: Ids) {
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let rotated = params.rotate != 0u;
     let size = select(MAX_BLOCK, params.rotate, rotated);
-    let first = ids.group.x * size;
+    let first = group.x * size;
     let count = min(size, params.dim - first);
-    let gate = 2u * ids.group.y * params.dim + first;
+    let gate = 2u * group.y * params.dim + first;
     let up = gate + params.dim;
     for (var i = ids.local; i < count; i += WORKGROUP) {
         block[i] = silu(x[gate + i]) * x[up + i] * select(1.0, sign_of(first + i), rotated);
     }
     let scale = rotate_block(ids.local, count, params.rotate);
-    let row = ids.group.y * params.dim + first;
+    let row = group.y * params.dim + first;
     for (var i = ids.local; i < count; i += WORKGROUP) {
         y[row + i] = scale * block[i];
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 use serde_json::Value;
 
 use crate::backend::{Dtype, WeightData};
@@ -112,9 +112,8 @@ impl Checkpoint {
     fn add_shard(&mut self, path: PathBuf) -> Result<()> {
         let map = map_file(&path)?;
         let what = || path.display().to_string();
-        let (header_len, header) = SafeTensors::read_metadata(&map)
-            .map_err(|e| Error::invalid(what(), format!("not a valid safetensors file: {e}")))?;
-        let data_start = header_len + 8;
+        let (data_start, header) =
+            read_header(&map).map_err(|found| Error::mismatch(what(), "a valid safetensors file", found))?;
         for (name, info) in header.tensors() {
             let (start, end) = info.data_offsets;
             let range = data_start + start..data_start + end;
@@ -222,6 +221,25 @@ pub(crate) fn dense_dtype(dtype: safetensors::Dtype) -> Option<Dtype> {
         safetensors::Dtype::F16 => Some(Dtype::F16),
         safetensors::Dtype::BF16 => Some(Dtype::BF16),
         _ => None,
+    }
+}
+
+/// The longest header that the safetensors format allows.
+const MAX_HEADER: usize = 100_000_000;
+
+/// Where the data of a safetensors file starts, and its header, whose offsets cover the rest of the file without gap or
+/// overlap; or what is there instead.
+pub(crate) fn read_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
+    let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| format!("{} bytes", bytes.len()))?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    if length > MAX_HEADER || length > rest.len() {
+        return Err(format!("{} bytes that begin with a header length of {length}", bytes.len()));
+    }
+    let (header, data) = rest.split_at(length);
+    let header: Metadata = serde_json::from_slice(header).map_err(|e| format!("a bad header: {e}"))?;
+    match header.data_len() == data.len() {
+        true => Ok((8 + length, header)),
+        false => Err(format!("{} bytes of data where its header places {}", data.len(), header.data_len())),
     }
 }
 

@@ -337,3 +337,12 @@ fn missing_backends_are_named() {
         assert!(failed(output).starts_with("error: backend cuda: "));
     }
 }
+
+#[cfg(all(feature = "wgpu", target_os = "linux"))]
+#[test]
+fn a_machine_without_adapters() {
+    let mut command = run_fixture("qwen3-tiny", &["--backend", "wgpu", "-p", "a"]);
+    command.env("VK_DRIVER_FILES", "/none").env("VK_ICD_FILENAMES", "/none");
+    let error = error(command);
+    assert!(error.contains("no GPU adapter found"), "{error}");
+}

@@ -1,32 +1,29 @@
 #!/bin/sh
 # Builds the page into web-demo/dist. Usage: web-demo/build.sh [MODEL.fasq]; the demo model if none is given.
-# Uses rustup's wasm32 target if it is there. If not, FASQ_WASM_RUSTC may name a rustc with its sources beside it
-# (Debian's rustc-web with rust-web-src); the standard library is then built from those.
+# Uses rustup's wasm32 target if it is there, and Debian's compiler if not. Exits with 75 where neither can be had.
 set -eu
-cd "$(dirname "$0")"
-model=${1:-../models/wiki-32m.fasq}
+model=${1:-$(dirname "$0")/../models/wiki-32m.fasq}
 [ -f "$model" ] || { echo "$model: no such model" >&2; exit 2; }
+model=$(cd "$(dirname "$model")" && pwd)/$(basename "$model")
+cd "$(dirname "$0")"
 
 target=wasm32-unknown-unknown
 if [ -d "$(rustc --print sysroot)/lib/rustlib/$target" ]; then
     cargo build --release --target "$target"
-elif [ -n "${FASQ_WASM_RUSTC:-}" ]; then
-    RUSTC=$FASQ_WASM_RUSTC RUSTC_BOOTSTRAP=1 cargo build --release --target "$target" \
+    out=target/$target
+elif sh rustc-web.sh target/rustc-web; then
+    # Cargo builds the standard library from the sources beside this compiler.
+    RUSTC=$PWD/target/rustc-web/rustc RUSTC_BOOTSTRAP=1 cargo build --release --target "$target" \
         -Zbuild-std=std,panic_abort --target-dir target/own-std
+    out=target/own-std/$target
 else
-    echo "no Rust for $target: run 'rustup target add $target', or set FASQ_WASM_RUSTC (see README.md)" >&2
-    exit 2
+    echo "no Rust for $target: run 'rustup target add $target'" >&2
+    exit 75
 fi
-wasm=target/$target/release/fasq_web.wasm
-[ -z "${FASQ_WASM_RUSTC:-}" ] || [ -f "$wasm" ] || wasm=target/own-std/$target/release/fasq_web.wasm
 
 rm -rf dist
 mkdir dist
-cargo run --release -p bindgen -- "$wasm" dist
-if command -v wasm-opt >/dev/null; then
-    wasm-opt -Oz --enable-bulk-memory --enable-nontrapping-float-to-int --enable-sign-ext --enable-mutable-globals \
-        --enable-reference-types --enable-multivalue dist/fasq_web_bg.wasm -o dist/fasq_web_bg.wasm
-fi
+cargo run --release --quiet -p bindgen -- "$out/release/fasq_web.wasm" dist
 cp page/* dist/
 cp "$model" dist/wiki-32m.fasq
-gzip -9 -c dist/fasq_web_bg.wasm | wc -c | sed 's/$/ bytes of wasm, gzipped/'
+echo "web-demo/dist: $(gzip -9 -c dist/fasq_web_bg.wasm | wc -c) bytes of wasm, gzipped; web-demo/serve.sh serves it"

@@ -139,6 +139,11 @@ pub trait Backend {
         Ok(None)
     }
 
+    /// Kernels started so far, where the backend counts them.
+    fn dispatches(&self) -> Option<u64> {
+        None
+    }
+
     /// A buffer that holds `words`.
     fn upload(&self, words: &[u32]) -> Result<Self::Buffer> {
         let mut buffer = self.alloc(words.len())?;

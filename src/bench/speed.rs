@@ -35,6 +35,8 @@ pub struct Measured {
     pub tokens: usize,
     /// Steps a run: each reads every weight once.
     pub steps: usize,
+    /// Kernels started in a step, where the backend counts them.
+    pub dispatches: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +67,10 @@ pub async fn measure<B: Backend>(model: &Model<B>, plan: &Plan) -> Result<Vec<Me
             };
             let mut session = Session::new(model, options)?;
             let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+            let count = || model.backend().dispatches();
+            let mut counts = [count(); 3];
             for run in 0..WARM_UP + plan.repeat {
+                counts[0] = count();
                 let start = Instant::now();
                 let tokens = prompt_tokens(model.config().vocab, *prompt, run);
                 let mut next = Vec::new();
@@ -74,24 +79,29 @@ pub async fn measure<B: Backend>(model: &Model<B>, plan: &Plan) -> Result<Vec<Me
                     next.push(best(&session.prefill(slot, &tokens).await?));
                 }
                 let prefilled = start.elapsed();
+                counts[1] = count();
                 let start = Instant::now();
                 for _ in 0..plan.tokens {
                     next = step(&mut session, &next).await?;
                 }
+                counts[2] = count();
                 if run >= WARM_UP {
                     prefill.push(prefilled);
                     decode.push(start.elapsed());
                 }
             }
+            let started = |i: usize, steps: usize| Some((counts[i + 1]? - counts[i]?) / steps as u64);
             if *batch == 1 {
                 let steps = prompt.div_ceil(options.max_rows);
                 let what = What::Prefill { prompt: *prompt };
-                all.push(Measured { what, samples: Samples::new(prefill), tokens: *prompt, steps });
+                let (samples, dispatches) = (Samples::new(prefill), started(0, steps));
+                all.push(Measured { what, samples, tokens: *prompt, steps, dispatches });
             }
             if plan.tokens > 0 {
                 let what = What::Decode { prompt: *prompt, tokens: plan.tokens, batch: *batch };
-                let tokens = plan.tokens * batch;
-                all.push(Measured { what, samples: Samples::new(decode), tokens, steps: plan.tokens });
+                let (tokens, steps) = (plan.tokens * batch, plan.tokens);
+                let (samples, dispatches) = (Samples::new(decode), started(1, steps));
+                all.push(Measured { what, samples, tokens, steps, dispatches });
             }
         }
     }

@@ -106,6 +106,7 @@ impl StorageArgs {
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
+    super::set_threads(None)?;
     let choice = backend::choose(&args.common.backend)?;
     match &args.command {
         None => with_backend!(choice, |backend| pollster::block_on(model(backend, args))),
@@ -170,7 +171,7 @@ async fn measure<B: Backend + Clone>(
     let bytes = model.weight_bytes() as f64;
     let all = speed::measure(&model, plan).await?;
     let mut table =
-        table(&["test", "tok/s", "+-", "ms/step", "GB/step", "GB/s", "% peak", "% read", "ratio"]);
+        table(&["test", "tok/s", "+-", "ms/step", "kernels", "GB/step", "GB/s", "% peak", "% read", "ratio"]);
     for (i, measured) in all.iter().enumerate() {
         let what = match measured.what {
             speed::What::Prefill { prompt } => format!("prefill {prompt}"),
@@ -188,6 +189,7 @@ async fn measure<B: Backend + Clone>(
             format!("{:.1}", measured.tokens_per_second()),
             format!("{:.1} %", 100.0 * measured.samples.spread()),
             format!("{:.3}", 1e3 * measured.seconds_per_step()),
+            measured.dispatches.map_or(String::new(), |count| count.to_string()),
             format!("{:.3}", bytes / 1e9),
             format!("{:.0}", rate / 1e9),
             share(|b| b.peak),

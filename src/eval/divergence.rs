@@ -91,6 +91,11 @@ impl Token {
     }
 }
 
+/// KL(base || model) in nats, from the logits `[vocab]` of both.
+pub fn kl(base: &[f32], model: &[f32]) -> f64 {
+    Token::new(base, model, 0).kl
+}
+
 /// The first largest logit: where it is, and what.
 fn top(logits: &[f32]) -> (usize, f32) {
     let first = (0, f32::NEG_INFINITY);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use half::f16;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::TensorInfo;
 
 use super::{Part, Parts, PlanEntry, TOKENIZER, VERSION, assets};
 use crate::backend::{Dtype, WeightData};
@@ -16,8 +16,7 @@ use crate::config::ModelConfig;
 use crate::pq::{PqMatrix, Scope};
 use crate::{Error, Result};
 
-/// Limits of the safetensors format and of this program, far beyond any model.
-const MAX_HEADER: usize = 100_000_000;
+/// Far beyond any model.
 const MAX_DIM: usize = 1 << 28;
 
 /// An open .fasq file. Opening reads the header, the tokenizer and the universal tables; matrices are read, and their
@@ -41,7 +40,6 @@ pub struct Reader {
 
 #[derive(Debug)]
 enum Bytes {
-    #[cfg(not(target_arch = "wasm32"))]
     Map(memmap2::Mmap),
     Memory(Cow<'static, [u8]>),
 }
@@ -49,7 +47,6 @@ enum Bytes {
 impl Bytes {
     fn get(&self) -> &[u8] {
         match self {
-            #[cfg(not(target_arch = "wasm32"))]
             Bytes::Map(map) => map,
             Bytes::Memory(bytes) => bytes,
         }
@@ -65,7 +62,6 @@ struct Dense {
 
 impl Reader {
     /// Maps a file into memory.
-    #[cfg(not(target_arch = "wasm32"))]
     pub fn open(path: &Path) -> Result<Self> {
         Self::new(path.display().to_string(), Bytes::Map(checkpoint::map_file(path)?))
     }
@@ -138,7 +134,8 @@ impl Reader {
     }
 
     fn new(origin: String, bytes: Bytes) -> Result<Self> {
-        let (data_start, header) = header(&origin, bytes.get())?;
+        let (data_start, header) = checkpoint::read_header(bytes.get())
+            .map_err(|found| Error::mismatch(&origin, "a .fasq file", found))?;
         let no_metadata = HashMap::new();
         let metadata = header.metadata().as_ref().unwrap_or(&no_metadata);
         match metadata.get("fasq.version").map(String::as_str) {
@@ -213,25 +210,6 @@ impl Reader {
         }
         Ok(Self { origin, bytes, config, assets, plan, matrices, dense, parts, tables })
     }
-}
-
-/// Where the data starts, and the header, whose offsets cover the rest of the file without gap or overlap.
-fn header(origin: &str, bytes: &[u8]) -> Result<(usize, Metadata)> {
-    let not_fasq = |found: String| Error::mismatch(origin, "a .fasq file", found);
-    let (length, rest) =
-        bytes.split_first_chunk::<8>().ok_or_else(|| not_fasq(format!("{} bytes", bytes.len())))?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
-    if length > MAX_HEADER || length > rest.len() {
-        return Err(not_fasq(format!("{} bytes that begin with a header length of {length}", bytes.len())));
-    }
-    let (header, data) = rest.split_at(length);
-    let header: Metadata =
-        serde_json::from_slice(header).map_err(|e| not_fasq(format!("a bad header: {e}")))?;
-    if header.data_len() != data.len() {
-        let expected = format!("{} bytes of tensors", header.data_len());
-        return Err(Error::mismatch(origin, expected, data.len()));
-    }
-    Ok((8 + length, header))
 }
 
 /// What a plan entry must fulfil before its sizes are computed with.

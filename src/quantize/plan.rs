@@ -19,6 +19,29 @@ pub enum Target {
     Pq(PqSpec),
 }
 
+impl Target {
+    /// How it is stored, of elements that the checkpoint has as `source`, for a tensor of this shape.
+    fn stored(self, source: Dtype, shape: &[usize]) -> Stored {
+        match (self, source) {
+            (Target::Dense, Dtype::F32) => Stored::Dense(Dtype::F16),
+            (Target::Dense, dtype) => Stored::Dense(dtype),
+            (Target::Pq(spec), _) => Stored::Pq(spec.for_cols(shape[1])),
+        }
+    }
+
+    /// Bytes in the file of an item that becomes this, without a universal table.
+    pub fn bytes(self, item: &Item) -> usize {
+        stored_bytes(self.stored(item.source, &item.shape), &item.shape)
+    }
+}
+
+fn stored_bytes(stored: Stored, shape: &[usize]) -> usize {
+    match stored {
+        Stored::Pq(spec) => spec.matrix_bytes(shape[0], shape[1]),
+        Stored::Dense(dtype) => shape.iter().product::<usize>() * dtype.size(),
+    }
+}
+
 impl FromStr for Target {
     type Err = Error;
 
@@ -49,6 +72,11 @@ impl Rules {
     pub fn universal() -> Self {
         let (four, five) = (PqSpec::UNIVERSAL, PqSpec { k: 1024, ..PqSpec::UNIVERSAL });
         Self { linear: Target::Pq(four), embed: Target::Pq(five), head: Target::Pq(five), tensors: vec![] }
+    }
+
+    /// Whether a pattern names this tensor.
+    pub fn names(&self, tensor: &str) -> bool {
+        self.tensors.iter().any(|(pattern, _)| WildMatch::new(pattern).matches(tensor))
     }
 }
 
@@ -81,10 +109,7 @@ impl Item {
 
     /// Bytes in the file, without a universal table.
     pub fn bytes(&self) -> usize {
-        match self.stored {
-            Stored::Pq(spec) => spec.matrix_bytes(self.shape[0], self.shape[1]),
-            Stored::Dense(dtype) => self.elements() * dtype.size(),
-        }
+        stored_bytes(self.stored, &self.shape)
     }
 
     /// How it is stored, for people.
@@ -129,12 +154,8 @@ impl Plan {
             };
             let overruled = patterns.iter().rev().find(|(pattern, _)| pattern.matches(&tensor.name));
             let target = by_role.map(|target| overruled.map_or(target, |(_, target)| *target));
-            let stored = match (target, view.dtype) {
-                (None, dtype) => Stored::Dense(dtype),
-                (Some(Target::Dense), Dtype::F32) => Stored::Dense(Dtype::F16),
-                (Some(Target::Dense), dtype) => Stored::Dense(dtype),
-                (Some(Target::Pq(spec)), _) => Stored::Pq(spec.for_cols(tensor.shape[1])),
-            };
+            let unchanged = Stored::Dense(view.dtype);
+            let stored = target.map_or(unchanged, |target| target.stored(view.dtype, &tensor.shape));
             items.push(Item {
                 name: tensor.name,
                 shape: tensor.shape,

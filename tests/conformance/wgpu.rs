@@ -2,13 +2,19 @@
 
 use std::sync::OnceLock;
 
+use fasq::backend::cpu::Cpu;
 use fasq::backend::wgpu::{Options, Wgpu};
+use fasq::backend::{Backend, Dtype, WeightData};
+use fasq::config::{Mixer, ModelConfig};
+use fasq::eval::perplexity::{Protocol, perplexity};
+use fasq::generate::Tokenizer;
+use fasq::model::{Batch, Model, Session, SessionOptions, Source};
+use pollster::block_on;
 
 /// The device opened with `options`, one for all tests; None, and a line that says so, where there is no adapter.
 fn open(device: &'static OnceLock<Option<Wgpu>>, options: Options) -> Option<Wgpu> {
-    let opened = device.get_or_init(|| {
-        pollster::block_on(Wgpu::open(options)).inspect_err(|e| eprintln!("NOT TESTED: {e}")).ok()
-    });
+    let opened = device
+        .get_or_init(|| block_on(Wgpu::open(options)).inspect_err(|e| eprintln!("NOT TESTED: {e}")).ok());
     opened.clone()
 }
 
@@ -22,4 +28,67 @@ pub fn full() -> Option<Wgpu> {
 pub fn plain() -> Option<Wgpu> {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
     open(&DEVICE, Options { subgroups: false, weight_slice: 1 << 17, ..Options::default() })
+}
+
+/// Kernels of a decoded token at most: for each layer, and for embedding, gathering, the last norm and the head.
+fn most_kernels(config: &ModelConfig) -> usize {
+    let layer = |mixer: &Mixer| if *mixer == Mixer::Attention { 8 } else { 10 };
+    config.layers.iter().map(layer).sum::<usize>() + 4
+}
+
+#[test]
+fn a_token_takes_few_kernels() {
+    // A device of its own: other tests count on theirs.
+    static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
+    let Some(device) = open(&DEVICE, Options::default()) else { return };
+    for dir in crate::forward::fixtures() {
+        let source = Source::open(&dir).expect("a fixture");
+        let model = Model::load(device.clone(), &source).expect("a model");
+        let mut session =
+            Session::new(&model, SessionOptions { slots: 1, context: 8, max_rows: 4 }).expect("a session");
+        block_on(session.prefill(0, &[1, 2, 3])).expect("prefill");
+        let before = device.dispatches().expect("a count");
+        block_on(session.forward(&Batch::of_slot(0, 3, &[4], true))).expect("a token");
+        let kernels = device.dispatches().expect("a count") - before;
+        let most = most_kernels(source.config());
+        assert!(kernels <= most as u64, "{}: {kernels} kernels a token, not {most}", dir.display());
+    }
+}
+
+const TEXT: &str = "The river rises in the hills above the town and flows to the sea. In the winter of that year the ice \
+    was so thick that people walked across it, and a market was held between the two bridges. The mayor wrote in a \
+    letter that nobody could remember such a cold winter. When the spring came the water rose and the old bridge fell.";
+
+/// The built-in model's perplexity on [`TEXT`].
+fn demo_perplexity<B: Backend>(backend: B) -> f64 {
+    let source =
+        Source::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/wiki-32m.fasq").as_ref()).expect("a model");
+    let json = source.assets().tokenizer.as_ref().expect("a tokenizer");
+    let tokenizer = Tokenizer::new(json, source.config().vocab).expect("a tokenizer");
+    let tokens = tokenizer.encode(TEXT, false).expect("tokens");
+    let model = Model::load(backend, &source).expect("the model");
+    let protocol = Protocol { context: 32, chunks: Some(2), bos: None };
+    block_on(perplexity(&model, &tokens, protocol, |_, _, _| true)).expect("a perplexity").perplexity()
+}
+
+#[test]
+fn the_demo_model_has_the_perplexity_of_the_cpu() {
+    let Some(device) = full() else { return };
+    let (expected, found) = (demo_perplexity(Cpu), demo_perplexity(device));
+    assert!((found / expected - 1.0).abs() < 1e-3, "cpu: {expected}, wgpu: {found}");
+}
+
+#[test]
+fn what_an_adapter_cannot_bind_is_an_error() {
+    static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
+    let Some(device) = open(&DEVICE, Options { weight_slice: 1 << 16, ..Options::default() }) else { return };
+    let bytes = vec![0; 64 * 4096];
+    let wide = WeightData::Dense { dtype: Dtype::F32, rows: 64, cols: 1024, bytes: &bytes };
+    let error = device.weight(&[wide]).err().expect("an error").to_string();
+    assert!(error.contains("expected rows under 1024 bytes") && error.contains("4096"), "{error}");
+    let error = device.alloc(1 << 40).err().expect("an error").to_string();
+    assert!(error.contains("takes buffers of up to"), "{error}");
+    // Nothing of it stays behind.
+    let buffer = device.upload(&[1, 2, 3]).expect("a small buffer");
+    assert_eq!(block_on(device.read(&buffer, 1, 2)).expect("its words"), [2, 3]);
 }

@@ -105,7 +105,7 @@ const events = {
     ready(true);
   },
   error({ message, during }) {
-    if (during === "load") return fail(message);
+    if (during === "load" || message.includes("was lost")) return fail(message);
     say(message, true);
     ready(true);
   },

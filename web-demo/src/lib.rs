@@ -3,6 +3,7 @@
 //! A model, its session and its tokenizer live in one task, because they borrow from each other; requests reach it
 //! through a channel, one at a time.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -107,26 +108,30 @@ impl Engine {
         let cancel = Arc::new(AtomicBool::new(false));
         let request = Request { prompt, options, events: sender, cancel: cancel.clone() };
         self.requests.unbounded_send(request).map_err(|_| JsError::new("the model has been freed"))?;
-        Ok(Text { events, cancel, stats: None })
+        Ok(Text { events: Cell::new(Some(events)), cancel, stats: Cell::new(None) })
     }
 }
 
 /// A text as it is written.
 #[wasm_bindgen]
 pub struct Text {
-    events: mpsc::UnboundedReceiver<Result<Event>>,
+    /// None while a piece is awaited: nothing here is borrowed then, so that `stop` can come in between.
+    events: Cell<Option<mpsc::UnboundedReceiver<Result<Event>>>>,
     cancel: Arc<AtomicBool>,
-    stats: Option<Stats>,
+    stats: Cell<Option<Stats>>,
 }
 
 #[wasm_bindgen]
 impl Text {
     /// The next piece; undefined at the end.
-    pub async fn next(&mut self) -> Result<Option<String>, JsError> {
-        match self.events.next().await.transpose()? {
+    pub async fn next(&self) -> Result<Option<String>, JsError> {
+        let mut events = self.events.take().ok_or_else(|| JsError::new("the piece before is still awaited"))?;
+        let event = events.next().await;
+        self.events.set(Some(events));
+        match event.transpose()? {
             Some(Event::Piece(piece)) => Ok(Some(piece)),
             Some(Event::End(stats)) => {
-                self.stats = Some(stats);
+                self.stats.set(Some(stats));
                 Ok(None)
             }
             None => Ok(None),
@@ -141,7 +146,7 @@ impl Text {
     /// Counts and times, once the text has ended.
     #[wasm_bindgen(getter)]
     pub fn stats(&self) -> Result<JsValue, JsError> {
-        Ok(serde_wasm_bindgen::to_value(&self.stats)?)
+        Ok(serde_wasm_bindgen::to_value(&self.stats.get())?)
     }
 }
 
@@ -185,6 +190,9 @@ async fn serve<B: Backend>(
     let context = config.max_context.min(CONTEXT);
     let model = Model::load(backend, &source)?;
     let mut generator = Generator::new(&model, &tokenizer, context)?;
+    // A browser reports only now which allocations failed.
+    let word = model.backend().alloc(1)?;
+    model.backend().read(&word, 0, 1).await?;
     let info = Info {
         backend: model.backend().describe(),
         max_binding,

@@ -7,6 +7,7 @@
 
 use multiversion::multiversion;
 use rayon::prelude::*;
+use wide::f32x4;
 
 use super::weight::{Codes, Output, Pq};
 
@@ -21,17 +22,17 @@ const ROWS: usize = 128;
 pub fn run(weight: &Pq, x: &[f32], y: &mut [f32], out: Output<'_>) {
     match &weight.codes {
         Codes::U8(codes) if weight.rows >= weight.k => by_table(weight, codes, x, y, out),
-        Codes::U8(codes) => by_lookup(weight, codes, x, y, out),
-        Codes::U16(codes) => by_lookup(weight, codes, x, y, out),
+        Codes::U8(codes) => by_lookup(weight, codes, sum_rows_u8, x, y, out),
+        Codes::U16(codes) => by_lookup(weight, codes, sum_rows_u16, x, y, out),
     }
 }
 
 fn by_table(weight: &Pq, codes: &[u8], x: &[f32], y: &mut [f32], out: Output<'_>) {
-    let (k, d, subspaces) = (weight.k, weight.d, weight.subspaces());
+    let (k, d, lanes, subspaces) = (weight.k, weight.d, weight.lanes, weight.subspaces());
     let mut tables = vec![[0.0; ENTRIES]; subspaces];
     tables.par_iter_mut().zip(x.par_chunks(d)).with_min_len(TABLES).enumerate().for_each(
         |(j, (table, x))| {
-            products(&weight.codebooks[j / weight.group * k * d..][..k * d], d, x, table);
+            products(&weight.codebooks[j / weight.group * k * lanes..][..k * lanes], lanes, x, table);
         },
     );
     let y = &mut y[out.offset..out.offset + weight.rows];
@@ -50,17 +51,17 @@ fn by_table(weight: &Pq, codes: &[u8], x: &[f32], y: &mut [f32], out: Output<'_>
     });
 }
 
-/// `table[c] = codebook[c] . x` for a codebook `[k, d]`.
+/// `table[c] = codebook[c] . x` for a codebook `[k, lanes]` and x of up to so many elements.
 #[multiversion(targets("x86_64+avx512f+avx512vl+fma", "x86_64+avx2+fma", "aarch64+neon"))]
-fn products(codebook: &[f32], d: usize, x: &[f32], table: &mut [f32; ENTRIES]) {
+fn products(codebook: &[f32], lanes: usize, x: &[f32], table: &mut [f32; ENTRIES]) {
     match *x {
-        [a, b] if d == 2 => {
+        [a, b] if lanes == 2 => {
             for (t, c) in table.iter_mut().zip(codebook.as_chunks::<2>().0) {
                 *t = c[0] * a + c[1] * b;
             }
         }
         _ => {
-            for (t, c) in table.iter_mut().zip(codebook.chunks_exact(d)) {
+            for (t, c) in table.iter_mut().zip(codebook.chunks_exact(lanes)) {
                 *t = c.iter().zip(x).map(|(c, x)| c * x).sum();
             }
         }
@@ -80,53 +81,87 @@ fn sum_entries(codes: &[u8], tables: &[[f32; ENTRIES]]) -> f32 {
     sums.iter().sum::<f32>() + tail
 }
 
-fn by_lookup<C: Copy + Into<usize> + Sync>(
+fn by_lookup<C: Copy + Sync>(
     weight: &Pq,
     codes: &[C],
+    sum_rows: fn(&Pq, &[C], &[f32], &mut [f32]),
     x: &[f32],
     y: &mut [f32],
     out: Output<'_>,
 ) {
     let subspaces = weight.subspaces();
+    let mut padded = vec![0.0; subspaces * weight.lanes];
+    for (padded, x) in padded.chunks_exact_mut(weight.lanes).zip(x.chunks(weight.d)) {
+        padded[..x.len()].copy_from_slice(x);
+    }
     let y = &mut y[out.offset..out.offset + weight.rows];
     y.par_chunks_mut(ROWS).enumerate().for_each(|(task, y)| {
-        for (i, y) in y.iter_mut().enumerate() {
+        let mut sums = [0f32; ROWS];
+        let codes = &codes[task * ROWS * subspaces..][..y.len() * subspaces];
+        sum_rows(weight, codes, &padded, &mut sums[..y.len()]);
+        for (i, (y, sum)) in y.iter_mut().zip(sums).enumerate() {
             let n = task * ROWS + i;
-            let codes = &codes[n * subspaces..][..subspaces];
-            let sum = match weight.d {
-                1 => lookup::<1, C>(weight, codes, x),
-                2 => lookup::<2, C>(weight, codes, x),
-                3 => lookup::<3, C>(weight, codes, x),
-                4 => lookup::<4, C>(weight, codes, x),
-                5 => lookup::<5, C>(weight, codes, x),
-                6 => lookup::<6, C>(weight, codes, x),
-                7 => lookup::<7, C>(weight, codes, x),
-                _ => lookup::<8, C>(weight, codes, x),
-            };
             out.store(n, weight.scales[n] * sum, y);
         }
     });
 }
 
-fn lookup<const D: usize, C: Copy + Into<usize>>(weight: &Pq, codes: &[C], x: &[f32]) -> f32 {
-    let (centroids, _) = weight.codebooks.as_chunks::<D>();
-    let mut sums = [[0f32; D]; 4];
-    let mut tail = 0.0;
-    for (books, (codes, x)) in
-        centroids.chunks_exact(weight.k).zip(codes.chunks(weight.group).zip(x.chunks(weight.group * D)))
-    {
-        let (whole, rest) = x.as_chunks::<D>();
-        for (codes, x) in codes.chunks(4).zip(whole.chunks(4)) {
-            for ((sums, &code), x) in sums.iter_mut().zip(codes).zip(x) {
-                let centroid = &books[code.into()];
-                for i in 0..D {
-                    sums[i] += centroid[i] * x[i];
-                }
-            }
-        }
-        if let (Some(&code), false) = (codes.last(), rest.is_empty()) {
-            tail += books[code.into()].iter().zip(rest).map(|(c, x)| c * x).sum::<f32>();
+/// Adds to `sums` what rows of `codes` make of x `[subspaces, lanes]`.
+#[multiversion(targets("x86_64+avx512f+avx512vl+fma", "x86_64+avx2+fma", "aarch64+neon"))]
+fn sum_rows_u8(weight: &Pq, codes: &[u8], x: &[f32], sums: &mut [f32]) {
+    sum_rows(weight, codes, x, sums);
+}
+
+/// The same for wider codes.
+#[multiversion(targets("x86_64+avx512f+avx512vl+fma", "x86_64+avx2+fma", "aarch64+neon"))]
+fn sum_rows_u16(weight: &Pq, codes: &[u16], x: &[f32], sums: &mut [f32]) {
+    sum_rows(weight, codes, x, sums);
+}
+
+#[inline(always)]
+fn sum_rows<C: Copy + Into<usize>>(weight: &Pq, codes: &[C], x: &[f32], sums: &mut [f32]) {
+    match weight.lanes {
+        1 => sum_rows_of::<1, C>(weight, codes, x, sums),
+        2 => sum_rows_of::<2, C>(weight, codes, x, sums),
+        4 => sum_rows_of::<4, C>(weight, codes, x, sums),
+        _ => sum_rows_of::<8, C>(weight, codes, x, sums),
+    }
+}
+
+#[inline(always)]
+fn sum_rows_of<const L: usize, C: Copy + Into<usize>>(weight: &Pq, codes: &[C], x: &[f32], sums: &mut [f32]) {
+    let (centroids, x) = (weight.codebooks.as_chunks::<L>().0, x.as_chunks::<L>().0);
+    for (codes, sum) in codes.chunks_exact(x.len()).zip(sums) {
+        let groups = codes.chunks(weight.group).zip(x.chunks(weight.group));
+        for (book, (codes, x)) in centroids.chunks_exact(weight.k).zip(groups) {
+            *sum += sum_products(book, codes, x);
         }
     }
-    sums.iter().flatten().sum::<f32>() + tail
+}
+
+/// Sum of `book[codes[j]] . x[j]`, in four chains of additions.
+#[inline(always)]
+fn sum_products<const L: usize, C: Copy + Into<usize>>(
+    book: &[[f32; L]],
+    codes: &[C],
+    x: &[[f32; L]],
+) -> f32 {
+    let step = 16 / L;
+    let (mut sums, mut tail) = ([f32x4::ZERO; 4], 0.0);
+    let (steps, x_steps) = (codes.chunks_exact(step), x.chunks_exact(step));
+    for (code, x) in steps.remainder().iter().zip(x_steps.remainder()) {
+        tail += book[(*code).into()].iter().zip(x).map(|(c, x)| c * x).sum::<f32>();
+    }
+    for (codes, x) in steps.zip(x_steps) {
+        let mut centroids = [[0f32; 4]; 4];
+        for (to, &code) in centroids.as_flattened_mut().chunks_exact_mut(L).zip(codes) {
+            to.copy_from_slice(&book[code.into()]);
+        }
+        let x = x.as_flattened().as_chunks::<4>().0;
+        for ((sum, centroid), x) in sums.iter_mut().zip(centroids).zip(x) {
+            *sum += f32x4::from(centroid) * f32x4::from(*x);
+        }
+    }
+    let [a, b, c, d] = sums;
+    ((a + b) + (c + d)).reduce_add() + tail
 }

@@ -54,7 +54,9 @@ pub(super) struct Pq {
     pub group: usize,
     pub rotation: Option<Rotation>,
     pub codes: Codes,
-    /// `[codebooks, k, d]`.
+    /// d rounded up to a power of two: what SIMD loads take.
+    pub lanes: usize,
+    /// `[codebooks, k, lanes]`, zeros after d.
     pub codebooks: Vec<f32>,
     /// `[rows]`.
     pub scales: Vec<f32>,
@@ -159,6 +161,12 @@ impl Pq {
         } else {
             Codes::U16(unpacked.collect())
         };
+        let lanes = spec.d.next_power_of_two();
+        let padded = |centroid: &[f16]| {
+            let mut row = [0f32; 8];
+            row.iter_mut().zip(centroid).for_each(|(to, c)| *to = c.to_f32());
+            row.into_iter().take(lanes)
+        };
         Self {
             rows,
             cols,
@@ -167,7 +175,8 @@ impl Pq {
             group: spec.subspaces_per_codebook(cols),
             rotation: matrix.rotation(),
             codes,
-            codebooks: matrix.codebooks.iter().map(|c| c.to_f32()).collect(),
+            lanes,
+            codebooks: matrix.codebooks.chunks_exact(spec.d).flat_map(padded).collect(),
             scales: (0..rows).map(|n| matrix.scale(n)).collect(),
             shared: (spec.scope == Scope::Universal).then(|| matrix.codebooks.clone()),
         }

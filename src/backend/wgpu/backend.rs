@@ -1,6 +1,7 @@
 //! The [`Backend`] operations: what each kernel is specialised for, bound to and started on.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::pipelines::Arg;
 use super::weight::{ALIGN, Layout, Slice, Weight};
@@ -11,10 +12,10 @@ use crate::{Error, Result};
 
 /// Up to this many rows, a product-quantized weight is multiplied row by row without decoding it.
 const MATVEC_ROWS: usize = 4;
-/// Invocations of a workgroup.
-const WORKGROUP: usize = 256;
+/// Workgroups that keep a GPU busy.
+const BUSY: usize = 512;
 /// Workgroup memory of the linear kernels besides their table.
-const TILES_MEMORY: usize = 8 << 10;
+const TILES_MEMORY: usize = 13 << 10;
 /// Largest block of a rotation, head of attention and key of a delta net, as in the shaders.
 const MAX_BLOCK: usize = 512;
 const MAX_HEAD: usize = 256;
@@ -75,25 +76,33 @@ impl Wgpu {
         self.kernel(c, "rotate", &[("IN_PLACE", 1)], &args, grid)
     }
 
-    /// The constants of codes.wgsl for a slice.
+    /// The constants of codes.wgsl for a slice. A CPU's caches hold a table as well as its workgroup memory would.
     fn codes(&self, slice: &Slice) -> [(&'static str, u32); 5] {
-        let Layout::Pq { d, bits, group, .. } = slice.layout else {
-            return [("D", 1), ("BITS", 1), ("TABLE", 1), ("COPIES", 1), ("TABLE_WORDS", 1)];
+        let Layout::Pq { d, bits, book, group, .. } = slice.layout else {
+            return [("D", 1), ("BITS", 1), ("BOOK", 1), ("SHARED", 0), ("TABLE", 1)];
         };
-        let words = d.div_ceil(2) << bits;
         let room = (self.0.device.workgroup_memory as usize - TILES_MEMORY) / 4;
-        let shared = group >= slice.cols.div_ceil(d) && words <= room;
-        let copies = if self.0.device.is_software() { 1 } else { (room / words.max(1)).clamp(1, 16) };
-        let copies = if shared { 1 << copies.ilog2() } else { 1 };
-        let table = if shared { words } else { 1 };
-        let all = table as u32 * copies;
-        [
-            ("D", d as u32),
-            ("BITS", bits as u32),
-            ("TABLE", table as u32),
-            ("COPIES", copies),
-            ("TABLE_WORDS", all),
-        ]
+        let shared = group >= slice.cols.div_ceil(d) && book <= room && !self.0.device.is_software();
+        let table = if shared { book } else { 1 };
+        [("D", d), ("BITS", bits), ("BOOK", book), ("SHARED", shared.into()), ("TABLE", table)]
+            .map(|(name, value)| (name, value as u32))
+    }
+
+    /// The LANES and TILES of pq_matvec for a slice, and the rows of a workgroup.
+    fn lanes(&self, slice: &Slice) -> (usize, usize, usize) {
+        let workgroup = self.0.device.workgroup("pq_matvec");
+        if self.0.device.is_software() {
+            return (2, 1, 2 * workgroup);
+        }
+        let (streams, tile) = (slice.chunks(), |lanes| 4 * workgroup / lanes);
+        let mut lanes = streams.next_power_of_two().clamp(16, 64);
+        while lanes < streams && lanes < workgroup && slice.rows / tile(lanes) < BUSY {
+            lanes *= 2;
+        }
+        // Rows of a workgroup share a table.
+        let tiles = (slice.rows / tile(lanes) / BUSY).clamp(1, 4).min(ALIGN / tile(lanes));
+        let tiles = 1 << tiles.max(1).ilog2();
+        (lanes, tiles, tile(lanes) * tiles)
     }
 
     fn linear_slice(
@@ -117,7 +126,7 @@ impl Wgpu {
                 "dense_matmul",
                 &constants,
                 &args,
-                [slice.rows.div_ceil(32), rows.div_ceil(4)],
+                [slice.rows.div_ceil(self.0.device.workgroup("dense_matmul") / 8), rows.div_ceil(4)],
             );
         };
         let tables = Arg::Buffer(slice.tables.as_ref().unwrap_or(nothing));
@@ -126,14 +135,12 @@ impl Wgpu {
         let ragged = ("RAGGED", (slice.chunks() * 32 * d != slice.cols).into());
         let mut constants = self.codes(slice).to_vec();
         if rows <= MATVEC_ROWS {
-            let lanes = slice.chunks().next_power_of_two().clamp(16, 64);
-            let tile = 4 * WORKGROUP / lanes;
-            let tiles = (ALIGN / tile).clamp(1, 4);
+            let (lanes, tiles, together) = self.lanes(slice);
             constants.extend([("LANES", lanes as u32), ("TILES", tiles as u32), ragged, has_bias]);
-            self.kernel(c, "pq_matvec", &constants, &args, [slice.rows.div_ceil(tile * tiles), rows])
+            self.kernel(c, "pq_matvec", &constants, &args, [slice.rows.div_ceil(together), rows])
         } else {
             constants.extend([("STREAMS", (16 / d) as u32), has_bias]);
-            self.kernel(c, "pq_matmul", &constants, &args, [slice.rows.div_ceil(64), rows.div_ceil(64)])
+            self.kernel(c, "pq_matmul", &constants, &args, [slice.rows.div_ceil(64), rows.div_ceil(128)])
         }
     }
 }
@@ -171,10 +178,9 @@ impl Backend for Wgpu {
     fn describe(&self) -> String {
         let device = &self.0.device;
         let info = &device.info;
-        let name = if info.name.is_empty() { "an adapter without a name" } else { &info.name };
         let software = if device.is_software() { ", on the CPU" } else { "" };
         let subgroups = if device.subgroups { ", subgroups" } else { "" };
-        format!("wgpu, {name} ({}{software}{subgroups})", info.backend)
+        format!("wgpu, {} ({}{software}{subgroups})", device.name(), info.backend)
     }
 
     fn alloc(&self, words: usize) -> Result<Buffer> {
@@ -184,6 +190,10 @@ impl Backend for Wgpu {
     fn write(&self, buffer: &mut Buffer, words: &[u32]) -> Result<()> {
         self.upload_at(buffer, 0, words);
         self.0.device.check()
+    }
+
+    fn dispatches(&self) -> Option<u64> {
+        Some(self.0.dispatches.load(Ordering::Relaxed))
     }
 
     async fn read(&self, buffer: &Buffer, start: usize, words: usize) -> Result<Vec<u32>> {
@@ -213,10 +223,11 @@ impl Backend for Wgpu {
         device.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| Error::backend("wgpu", e))?;
         let result = mapped.await;
         device.check()?;
-        let failed = |e: String| Error::backend("wgpu", format!("reading results: {e}"));
-        result.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
+        // A buffer that was made is not mapped only where its device is gone, which may be reported later.
+        let lost = |e: String| Error::backend("wgpu", format!("{} was lost: {e}", device.name()));
+        result.map_err(|e| lost(e.to_string()))?.map_err(|e| lost(e.to_string()))?;
         let data = {
-            let view = staging.get_mapped_range(0..size).map_err(|e| failed(e.to_string()))?;
+            let view = staging.get_mapped_range(0..size).map_err(|e| Error::backend("wgpu", e))?;
             bytemuck::pod_collect_to_vec(&view[..])
         };
         staging.unmap();
@@ -254,9 +265,9 @@ impl Backend for Wgpu {
                 Arg::Buffer(slice.places.as_ref().unwrap_or(nothing)),
                 Arg::Buffer(op.y),
             ];
-            let [d, bits, ..] = self.codes(slice);
-            let constants =
-                [d, bits, ("TABLE", 1), ("COPIES", 1), ("TABLE_WORDS", 1), ("FORMAT", slice.layout.format())];
+            let [d, bits, book, ..] = self.codes(slice);
+            let unshared = [("SHARED", 0), ("TABLE", 1)];
+            let constants = [&[d, bits, book][..], &unshared, &[("FORMAT", slice.layout.format())]].concat();
             let grid = [(op.params.dim as usize).div_ceil(MAX_BLOCK), op.params.rows as usize];
             self.kernel(c, "embed", &constants, &args, grid)?;
         }
@@ -266,7 +277,8 @@ impl Backend for Wgpu {
     fn gather_rows(&self, c: &mut Commands, op: ops::GatherRows<'_, Buffer>) -> Result<()> {
         let p = op.params;
         let args = [Arg::Params(p.words()), Arg::Buffer(op.x), Arg::Buffer(op.index), Arg::Buffer(op.y)];
-        self.kernel(c, "gather_rows", &[], &args, [(p.dim as usize).div_ceil(WORKGROUP), p.rows as usize])
+        let workgroup = self.0.device.workgroup("gather_rows");
+        self.kernel(c, "gather_rows", &[], &args, [(p.dim as usize).div_ceil(workgroup), p.rows as usize])
     }
 
     fn rms_norm(&self, c: &mut Commands, op: ops::RmsNorm<'_, Buffer>) -> Result<()> {
@@ -366,7 +378,8 @@ impl Backend for Wgpu {
             Arg::Buffer(op.state),
             Arg::Buffer(op.y),
         ];
-        let grid = [(p.channels as usize).div_ceil(WORKGROUP), p.segments as usize];
+        let workgroup = self.0.device.workgroup("causal_conv");
+        let grid = [(p.channels as usize).div_ceil(workgroup), p.segments as usize];
         self.kernel(c, "causal_conv", &[], &args, grid)
     }
 

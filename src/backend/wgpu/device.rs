@@ -80,10 +80,8 @@ impl Device {
             noted.lock().unwrap_or_else(PoisonError::into_inner).error.get_or_insert(error.to_string());
         }));
         let noted = faults.clone();
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                noted.lock().unwrap_or_else(PoisonError::into_inner).lost.get_or_insert(message);
-            }
+        device.set_device_lost_callback(move |_, message| {
+            noted.lock().unwrap_or_else(PoisonError::into_inner).lost.get_or_insert(message);
         });
         let max_binding = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         Ok(Self {
@@ -102,12 +100,24 @@ impl Device {
     pub fn check(&self) -> Result<()> {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lost) = &faults.lost {
-            return Err(Error::backend("wgpu", format!("{} was lost: {lost}", self.info.name)));
+            return Err(Error::backend("wgpu", format!("{} was lost: {lost}", self.name())));
         }
         match faults.error.take() {
-            Some(error) => Err(Error::backend("wgpu", format!("{}: {error}", self.info.name))),
+            Some(error) => Err(Error::backend("wgpu", format!("{}: {error}", self.name()))),
             None => Ok(()),
         }
+    }
+
+    /// Invocations of a kernel's workgroup. A CPU runs few of them at a time, and changes between them at each barrier;
+    /// but some kernels are made for 256.
+    pub fn workgroup(&self, kernel: &str) -> usize {
+        let small = !matches!(kernel, "attention" | "rope_attention" | "pq_matmul");
+        if self.is_software() && small { 64 } else { 256 }
+    }
+
+    /// The adapter's name; browsers give none.
+    pub fn name(&self) -> &str {
+        if self.info.name.is_empty() { "the adapter" } else { &self.info.name }
     }
 
     /// Whether this adapter computes on the CPU.

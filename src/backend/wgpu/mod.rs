@@ -115,11 +115,6 @@ impl Wgpu {
         self.0.device.weight_slice
     }
 
-    /// Kernels started since the backend was opened.
-    pub fn dispatches(&self) -> u64 {
-        self.0.dispatches.load(Ordering::Relaxed)
-    }
-
     /// Records one kernel on a grid of workgroups.
     fn dispatch(
         &self,
@@ -144,16 +139,12 @@ impl Wgpu {
 
     /// A storage buffer of `words` zeros.
     fn storage(&self, words: usize) -> Result<Buffer> {
-        let Device { device, max_binding, info, .. } = &self.0.device;
+        let Device { device, max_binding, .. } = &self.0.device;
         let size = (words.max(4) as u64).saturating_mul(4);
         if size > *max_binding {
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-            let why = format!(
-                "{} takes buffers of up to {:.0} MiB, not {:.0}",
-                info.name,
-                mib(*max_binding),
-                mib(size)
-            );
+            let (most, name) = (mib(*max_binding), self.0.device.name());
+            let why = format!("{name} takes buffers of up to {most:.2} MiB, not {:.2}", mib(size));
             return Err(Error::backend("wgpu", why));
         }
         let raw = device.create_buffer(&wgpu::BufferDescriptor {

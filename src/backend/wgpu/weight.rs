@@ -39,16 +39,30 @@ pub(super) struct Slice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
     Dense(Dtype),
-    Pq { d: usize, bits: usize, group: usize, rotate: usize },
+    Pq {
+        d: usize,
+        /// Of a code as it is stored here.
+        bits: usize,
+        /// Words of a codebook.
+        book: usize,
+        /// Subspaces that share one.
+        group: usize,
+        /// Block of the rotation, 0 for none.
+        rotate: usize,
+    },
 }
 
 impl Layout {
-    fn of(block: &WeightData<'_>) -> Self {
+    /// A CPU finds codes faster where none crosses from one word to the next; a GPU has less time for their bytes.
+    fn of(block: &WeightData<'_>, backend: &Wgpu) -> Self {
+        let stored =
+            |bits: usize| if backend.0.device.is_software() { bits.next_power_of_two() } else { bits };
         match block {
             WeightData::Dense { dtype, .. } => Self::Dense(*dtype),
             WeightData::Pq(matrix) => Self::Pq {
                 d: matrix.spec.d,
-                bits: matrix.spec.code_bits(),
+                bits: stored(matrix.spec.code_bits()),
+                book: matrix.spec.d.div_ceil(2) * matrix.spec.k,
                 group: matrix.spec.subspaces_per_codebook(matrix.cols),
                 rotate: matrix.rotation().map_or(0, |rotation| rotation.block),
             },
@@ -112,7 +126,7 @@ impl Weight {
         let (mut slices, mut pieces, mut first, mut rows) = (Vec::new(), Vec::<Piece<'_, '_>>::new(), 0, 0);
         for block in blocks {
             let (block_rows, cols) = block.shape();
-            let row_bytes = 4 * Layout::of(block).stride(cols);
+            let row_bytes = 4 * Layout::of(block, backend).stride(cols);
             let most = slice_bytes / row_bytes as u64 / ALIGN as u64 * ALIGN as u64;
             let most = usize::try_from(most).unwrap_or(usize::MAX);
             if most == 0 {
@@ -121,7 +135,8 @@ impl Weight {
             }
             let mut start = 0;
             while start < block_rows {
-                if rows == most || pieces.last().is_some_and(|last| !stacks(last.block, block, rows)) {
+                if rows == most || pieces.last().is_some_and(|last| !stacks(backend, last.block, block, rows))
+                {
                     slices.push(Slice::new(backend, &pieces, first)?);
                     (first, rows) = (first + rows, 0);
                     pieces.clear();
@@ -138,12 +153,12 @@ impl Weight {
 }
 
 /// Whether `next` can follow `last` in a slice that holds `rows` rows.
-fn stacks(last: &WeightData<'_>, next: &WeightData<'_>, rows: usize) -> bool {
+fn stacks(backend: &Wgpu, last: &WeightData<'_>, next: &WeightData<'_>, rows: usize) -> bool {
     let tables = match (last, next) {
         (WeightData::Pq(last), WeightData::Pq(next)) => rows.is_multiple_of(ALIGN) || same_tables(last, next),
         _ => true,
     };
-    Layout::of(last) == Layout::of(next) && tables
+    Layout::of(last, backend) == Layout::of(next, backend) && tables
 }
 
 fn same_tables(a: &PqMatrix<'_>, b: &PqMatrix<'_>) -> bool {
@@ -152,7 +167,8 @@ fn same_tables(a: &PqMatrix<'_>, b: &PqMatrix<'_>) -> bool {
 
 impl Slice {
     fn new(backend: &Wgpu, pieces: &[Piece<'_, '_>], first: usize) -> Result<Self> {
-        let layout = pieces.first().map_or(Layout::Dense(Dtype::F32), |piece| Layout::of(piece.block));
+        let layout =
+            pieces.first().map_or(Layout::Dense(Dtype::F32), |piece| Layout::of(piece.block, backend));
         let cols = pieces.first().map_or(0, |piece| piece.block.shape().1);
         let (rows, stride) = (pieces.iter().map(|piece| piece.rows).sum(), layout.stride(cols));
         let words = backend.storage(rows * stride)?;
@@ -164,7 +180,7 @@ impl Slice {
                 let count = staged.min(piece.rows - start);
                 let mut staging = vec![0u32; count * stride];
                 let filled = staging.par_chunks_exact_mut(stride).enumerate();
-                filled.for_each(|(i, row)| repack(piece.block, piece.start + start + i, row));
+                filled.for_each(|(i, row)| repack(piece.block, piece.start + start + i, layout, row));
                 backend.upload_at(&words, (at + start) * stride, &staging);
             }
             at += piece.rows;
@@ -205,20 +221,21 @@ fn table_words(codebooks: &[f16], d: usize) -> impl Iterator<Item = u32> {
 }
 
 /// Row `n` of a block into `out` `[stride]`.
-fn repack(block: &WeightData<'_>, n: usize, out: &mut [u32]) {
-    match block {
-        WeightData::Dense { dtype, cols, bytes, .. } => {
-            let row = &bytes[n * cols * dtype.size()..][..cols * dtype.size()];
-            bytemuck::cast_slice_mut::<u32, u8>(out)[..row.len()].copy_from_slice(row);
-        }
-        WeightData::Pq(matrix) => {
-            let bits = matrix.spec.code_bits();
+fn repack(block: &WeightData<'_>, n: usize, layout: Layout, out: &mut [u32]) {
+    match (block, layout) {
+        (WeightData::Pq(matrix), Layout::Pq { bits, .. }) => {
             let chunks = out.len() / bits;
             let mut codes = vec![0; chunks * STREAM];
             let subspaces = matrix.spec.subspaces(matrix.cols);
             matrix.unpack_row(n, &mut codes[..subspaces]);
             interleave(&codes, bits, out);
         }
+        (WeightData::Dense { dtype, cols, bytes, .. }, _) => {
+            let row = &bytes[n * cols * dtype.size()..][..cols * dtype.size()];
+            bytemuck::cast_slice_mut::<u32, u8>(out)[..row.len()].copy_from_slice(row);
+        }
+        // Layouts are made of their blocks.
+        (WeightData::Pq(_), Layout::Dense(_)) => unreachable!("a dense layout of product-quantized rows"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `fasq-eval logits`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use pollster::block_on;
@@ -10,6 +10,7 @@ use serde_json::json;
 use super::ModelArgs;
 use crate::backend::Backend;
 use crate::cli::output::Output;
+use crate::cli::write_whole;
 use crate::eval::logits::logits;
 use crate::model::Model;
 use crate::{Error, Result};
@@ -55,13 +56,4 @@ pub fn run<B: Backend>(args: &LogitsArgs, model: &Model<B>) -> Result<()> {
         model.backend().describe()
     ));
     Ok(())
-}
-
-/// Writes a file that appears only when it is whole.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    std::fs::write(&partial, bytes).map_err(Error::io(path))?;
-    std::fs::rename(&partial, path).map_err(Error::io(path))
 }

@@ -2,8 +2,10 @@
 
 mod choices;
 mod divergence;
+mod frontier;
 mod logits;
 mod perplexity;
+mod plot;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -32,6 +34,7 @@ enum Task {
     Perplexity(perplexity::PerplexityArgs),
     Divergence(divergence::DivergenceArgs),
     Choices(choices::ChoicesArgs),
+    Frontier(frontier::FrontierArgs),
 }
 
 /// What every task takes.
@@ -95,6 +98,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         Task::Perplexity(args) => &args.model,
         Task::Divergence(args) => &args.model,
         Task::Choices(args) => &args.model,
+        Task::Frontier(args) => &args.model,
     };
     super::set_threads(common.threads)?;
     let choice = backend::choose(&common.backend)?;
@@ -104,6 +108,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         Task::Perplexity(args) => perplexity::run(args, &Model::load(backend, &source)?, &source),
         Task::Divergence(args) => divergence::run(args, backend, &source),
         Task::Choices(args) => choices::run(args, &Model::load(backend, &source)?, &source),
+        Task::Frontier(args) => frontier::run(args, backend, &source),
     })
 }
 

@@ -10,7 +10,13 @@ fn main() -> ExitCode {
         eprintln!("usage: bindgen INPUT.wasm OUTPUT_FOLDER");
         return ExitCode::from(2);
     };
-    match Bindgen::new().input_path(input).web(true).and_then(|bindgen| bindgen.generate(output)) {
+    let mut bindgen = Bindgen::new();
+    let made = bindgen
+        .input_path(input)
+        .omit_default_module_path(false)
+        .web(true)
+        .and_then(|web| web.generate(output));
+    match made {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("{input}: {e:#}");

@@ -1,0 +1,278 @@
+//! One call of `fasq-quantize` at work.
+
+use std::io::{IsTerminal, Write as _};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pollster::block_on;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::tables::{plan_json, plan_text, report_text, sizes_json, sizes_text};
+use super::{Feedback, Learn, Preset, QuantizeArgs};
+use crate::backend::Backend;
+use crate::checkpoint::Checkpoint;
+use crate::cli::output::STDOUT;
+use crate::cli::{note, write_whole};
+use crate::config::ModelConfig;
+use crate::format::{fnv1a, partial_path};
+use crate::generate::Tokenizer;
+use crate::model::arch::Role;
+use crate::model::{Model, Source};
+use crate::quantize::text::{self, TextSize};
+use crate::quantize::{
+    Activations, Fitted, Fitter, Inputs, Item, Moments, Options, Plan, Rules, Sensitivities, Size, Target,
+    run as quantize,
+};
+use crate::{Error, Result};
+
+/// What one call does.
+pub struct Job<'a> {
+    pub args: &'a QuantizeArgs,
+    pub source: &'a Source,
+    pub checkpoint: &'a Checkpoint,
+    pub feedback: Feedback,
+    pub stop: &'a AtomicBool,
+}
+
+impl Job<'_> {
+    /// Plans and, if there is a file to write, quantizes; `model` is the unquantized one, where it is needed.
+    pub fn run<B: Backend + Clone>(&self, model: Option<&Model<B>>) -> Result<()> {
+        let (args, talk) = (self.args, self.talks());
+        let text = model.map(|model| self.text(model)).transpose()?;
+        let known = model.zip(text.as_deref());
+        let rules = self.rules()?;
+        let fitted = if self.sizes().is_empty() { None } else { Some(self.fit(&rules, known)?) };
+        if args.sizes.is_some() {
+            return match fitted {
+                Some(fitted) if args.json => print(&sizes_json(&fitted).to_string()),
+                fitted => print(&sizes_text(&fitted.unwrap_or_default())),
+            };
+        }
+        let fitted = fitted.and_then(|mut fitted| fitted.pop());
+        let loss = fitted.as_ref().map(|fitted| fitted.loss);
+        let plan = match fitted {
+            Some(fitted) => fitted.plan,
+            None => Plan::new(self.checkpoint, &rules)?,
+        };
+        if talk {
+            print(&plan_text(&plan, loss, self.memory(&plan)))?;
+        }
+        let Some(out) = args.out.as_deref().filter(|_| !args.plan_only) else {
+            return if args.json { print(&plan_json(&plan, loss).to_string()) } else { Ok(()) };
+        };
+        let bar = progress_bar(plan.quantized_elements(), talk);
+        let progress = |name: &str, weights: usize| {
+            bar.set_message(name.to_owned());
+            bar.inc(weights as u64);
+        };
+        let options = Options { resume: args.resume, stop: self.stop, progress: &progress };
+        let mut inputs = match known.filter(|_| self.feedback != Feedback::None) {
+            Some((model, text)) => Some(Activations::new(model, text, self.stop)?),
+            None => None,
+        };
+        let inputs = inputs.as_mut().map(|inputs| inputs as &mut dyn Inputs);
+        let report = quantize(self.checkpoint, &plan, out, &options, inputs);
+        bar.finish_and_clear();
+        if matches!(report, Err(Error::Interrupted | Error::Io { .. })) && !args.quiet {
+            note(&format!("{} keeps what is done: --resume continues it", partial_path(out).display()));
+        }
+        let report = report?;
+        if args.json {
+            print(&json!(report).to_string())?;
+        } else if talk {
+            print(&report_text(&report, out))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a person reads along.
+    fn talks(&self) -> bool {
+        !self.args.quiet && !self.args.json
+    }
+
+    /// Bytes of memory that feedback takes: the unquantized model, the text's residual streams, the moments of the
+    /// widest input with their factorization.
+    fn memory(&self, plan: &Plan) -> Option<usize> {
+        let config = self.checkpoint.config();
+        let streams = self.text_size().tokens(config) * config.hidden * size_of::<f32>();
+        let widest = plan.items.iter().filter(|item| item.input.is_some()).map(|item| item.shape[1]).max()?;
+        let bytes = plan.fp16_bytes() + streams + Moments::bytes(widest);
+        (self.feedback != Feedback::None).then_some(bytes)
+    }
+
+    fn text_size(&self) -> TextSize {
+        let args = self.args;
+        TextSize { sequences: args.sequences as usize, length: args.length as usize, seed: args.seed }
+    }
+
+    /// The sizes that are asked for.
+    fn sizes(&self) -> Vec<Size> {
+        let one = self.args.size.or(self.args.bpw.map(Size::BitsPerWeight));
+        match &self.args.sizes {
+            Some(sizes) if sizes.is_empty() => TABLE.map(Size::Percent).to_vec(),
+            Some(sizes) => sizes.clone(),
+            None => one.into_iter().collect(),
+        }
+    }
+
+    /// The rules for each size.
+    fn fit<B: Backend + Clone>(
+        &self,
+        rules: &Rules,
+        known: Option<(&Model<B>, &[Vec<u32>])>,
+    ) -> Result<Vec<Fitted>> {
+        let args = self.args;
+        let plan = Plan::new(self.checkpoint, rules)?;
+        let sensitivities = match (&args.sensitivity, known) {
+            (Learn::File(path), _) => {
+                let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+                Sensitivities::from_json(&text).map_err(|e| Error::invalid(path.display().to_string(), e))?
+            }
+            (Learn::Own, Some((model, text))) => self.measure(&plan, model, text)?,
+            _ => Sensitivities::typical(&plan),
+        };
+        if let Some(path) = &args.save_sensitivity {
+            write_whole(path, sensitivities.to_json().as_bytes())?;
+        }
+        Fitter::new(self.checkpoint, rules.clone(), &sensitivities, args.uniform)?.fit(&self.sizes())
+    }
+
+    fn measure<B: Backend + Clone>(
+        &self,
+        plan: &Plan,
+        model: &Model<B>,
+        text: &[Vec<u32>],
+    ) -> Result<Sensitivities> {
+        let matrices = plan.items.iter().filter(|item| item.role != Role::Keep);
+        let bar = progress_bar(matrices.map(Item::elements).sum(), self.talks());
+        let progress = |name: &str, weights: usize| {
+            bar.set_message(format!("sensitivity of {name}"));
+            bar.inc(weights as u64);
+        };
+        let (probe, rest) = text.split_at(text.len().min(PROBE_SEQUENCES));
+        let mut inputs = match self.args.feedback {
+            Some(Feedback::None) => None,
+            _ => Some(Activations::new(model, &rest[..rest.len().min(2 * PROBE_SEQUENCES)], self.stop)?),
+        };
+        let inputs = inputs.as_mut().map(|inputs| inputs as &mut dyn Inputs);
+        let open = || Checkpoint::open(&self.args.source);
+        let measured = Sensitivities::measure(model, &open, plan, probe, inputs, self.stop, &progress);
+        bar.finish_and_clear();
+        measured
+    }
+
+    /// The text that the model writes, or that the user gives.
+    fn text<B: Backend>(&self, model: &Model<B>) -> Result<Vec<Vec<u32>>> {
+        let args = self.args;
+        let size = self.text_size();
+        if let Feedback::File(path) = &self.feedback {
+            let tokenizer = self.source.assets().tokenizer.as_ref();
+            let tokenizer =
+                tokenizer.ok_or_else(|| Error::invalid("tokenizer.json", "the model has none"))?;
+            let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+            let tokens = Tokenizer::new(tokenizer, model.config().vocab)?.encode(&text, false)?;
+            return text::cut(&tokens, model.config(), size);
+        }
+        if let Some(path) = args.written.as_deref().filter(|path| path.exists()) {
+            let text = std::fs::read(path).map_err(Error::io(path))?;
+            let written: Written =
+                serde_json::from_slice(&text).map_err(|e| Error::invalid(path.display().to_string(), e))?;
+            return written.checked(path, self.writer(size), model.config());
+        }
+        let bar = progress_bar(size.tokens(model.config()), self.talks());
+        bar.set_message("the model writes text");
+        let text = block_on(text::write(model, size, self.stop, &|tokens| bar.inc(tokens as u64)));
+        bar.finish_and_clear();
+        let written = Written { writer: self.writer(size), sequences: text? };
+        if let Some(path) = &args.written {
+            write_whole(path, json!(written).to_string().as_bytes())?;
+        }
+        Ok(written.sequences)
+    }
+
+    /// Whose text it is.
+    fn writer(&self, size: TextSize) -> String {
+        let config = fnv1a(self.source.assets().config.as_bytes(), self.source.bytes());
+        format!("model {config:016x}, {} x {} tokens, seed {}", size.sequences, size.length, size.seed)
+    }
+
+    fn rules(&self) -> Result<Rules> {
+        let (args, checkpoint) = (self.args, self.checkpoint);
+        let preset = match args.preset {
+            Preset::Default => Rules::universal(),
+            Preset::Paper => Rules::paper(),
+        };
+        if args.head.is_some() && !checkpoint.contains("lm_head.weight") {
+            return Err(Error::invalid("--head", "this model's output head is its embedding: use --embed"));
+        }
+        let mut rules = Rules {
+            linear: args.pq.unwrap_or(preset.linear),
+            embed: args.embed.unwrap_or(preset.embed),
+            head: args.head.unwrap_or(preset.head),
+            tensors: args.tensors.clone(),
+        };
+        if args.uniform && self.sizes().is_empty() {
+            return Err(Error::invalid("--uniform", "it wants --size, --bpw or --sizes"));
+        }
+        if !self.sizes().is_empty() {
+            // What the user has decided is not the solver's to choose.
+            let plan = Plan::new(checkpoint, &rules)?;
+            let decided = |role, target: Option<Target>| {
+                let item = plan.items.iter().find(|item| item.role == role)?;
+                Some((item.name.clone(), target?))
+            };
+            let decided = [decided(Role::Embed, args.embed), decided(Role::Head, args.head)];
+            rules.tensors = decided.into_iter().flatten().chain(rules.tensors).collect();
+        }
+        Ok(rules)
+    }
+}
+
+/// In percent of FP16, what `--sizes` shows unless told otherwise.
+const TABLE: [f64; 9] = [18.0, 20.0, 22.5, 25.0, 27.5, 30.0, 35.0, 40.0, 50.0];
+/// Sequences that sensitivities are measured on; twice as many more make the moments.
+const PROBE_SEQUENCES: usize = 8;
+
+/// A text that the model wrote, in a file for other runs.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    writer: String,
+    sequences: Vec<Vec<u32>>,
+}
+
+impl Written {
+    /// The sequences, if they are what this writer would write.
+    fn checked(self, path: &Path, writer: String, config: &ModelConfig) -> Result<Vec<Vec<u32>>> {
+        let what = || format!("--written {}", path.display());
+        if self.writer != writer {
+            return Err(Error::mismatch(what(), writer, self.writer));
+        }
+        let fits = |tokens: &Vec<u32>| {
+            !tokens.is_empty()
+                && tokens.len() <= config.max_context
+                && tokens.iter().all(|token| (*token as usize) < config.vocab)
+        };
+        match self.sequences.iter().position(|tokens| !fits(tokens)) {
+            Some(i) => Err(Error::invalid(what(), format!("sequence {i} is not this model's"))),
+            None => Ok(self.sequences),
+        }
+    }
+}
+
+/// A line or more on stdout.
+fn print(text: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{text}").map_err(Error::io(STDOUT))
+}
+
+fn progress_bar(weights: usize, show: bool) -> ProgressBar {
+    let bar = ProgressBar::new(weights as u64);
+    if !show || !std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent:>3} % {eta} left  {wide_msg}") {
+        bar.set_style(style);
+    }
+    bar
+}

@@ -1,0 +1,203 @@
+//! `fasq-quantize`.
+
+mod job;
+mod tables;
+
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Parser, ValueEnum};
+
+use self::job::Job;
+use super::interrupt_flag;
+use crate::backend;
+use crate::backend::cpu::Cpu;
+use crate::checkpoint::Checkpoint;
+use crate::model::{Model, Source};
+use crate::quantize::{Size, Target};
+use crate::{Error, Result, with_backend};
+
+/// Compress a language model by product quantization.
+///
+/// SPEC is D-K@SCOPE: D weights share one of K codes. Scopes: @universal (one codebook for the file), @matrix,
+/// @group:N, @subspace (the FASQ paper's). Options: +rms, +absmax or +noscale for the row scale, +rotate or
+/// +norotate. `f16` keeps a tensor as it is, in 16 bits. Examples: 2-256, 3-4096@matrix, 2-64@universal+norotate.
+#[derive(Debug, Parser)]
+#[command(name = "fasq-quantize", version)]
+pub struct QuantizeArgs {
+    /// Hugging Face folder: config.json, safetensors, tokenizer.json
+    #[arg(value_name = "SRC")]
+    source: PathBuf,
+    /// File to write; its name ends in .fasq
+    #[arg(short, long, value_name = "OUT.fasq", required_unless_present_any = ["plan_only", "sizes"])]
+    out: Option<PathBuf>,
+    /// What the other options start from
+    #[arg(long, value_enum, default_value_t = Preset::Default)]
+    preset: Preset,
+    /// Of the linear layers
+    #[arg(long, value_name = "SPEC", conflicts_with_all = ["size", "bpw", "sizes"])]
+    pq: Option<Target>,
+    /// Make the file so large at most (31%, 5.5GB, 700MB): each matrix gets what lowers the loss most
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["bpw", "sizes"])]
+    size: Option<Size>,
+    /// The same in bits of the file over weights of the model
+    #[arg(long, value_name = "BITS", value_parser = bits, conflicts_with = "sizes")]
+    bpw: Option<f64>,
+    /// Print what each of these sizes would be made of and stop; without sizes, a range of them
+    #[arg(long, value_name = "SIZE,...", num_args = 0.., value_delimiter = ',')]
+    sizes: Option<Vec<Size>>,
+    /// One spec for all matrices, as in the FASQ paper, instead of one for each
+    #[arg(long)]
+    uniform: bool,
+    /// How much each matrix matters for a size: `typical`, known from another model; `self`, measured on text that the
+    /// model writes; FILE, which --save-sensitivity wrote
+    #[arg(long, value_name = "typical|self|FILE", default_value = "typical")]
+    sensitivity: Learn,
+    /// Keep the sensitivities for other sizes
+    #[arg(long, value_name = "FILE.json")]
+    save_sensitivity: Option<PathBuf>,
+    /// Of the output head, where it is not the embedding
+    #[arg(long, value_name = "SPEC")]
+    head: Option<Target>,
+    /// Of the token embedding, which in many models is the output head as well
+    #[arg(long, value_name = "SPEC")]
+    embed: Option<Target>,
+    /// Of the matrices whose name matches; may be repeated, the last match counts
+    #[arg(long = "tensor", value_name = "PATTERN=SPEC", value_parser = tensor_rule)]
+    tensors: Vec<(String, Target)>,
+    /// Error feedback, which carries each weight's error into those after it: `self` learns from text that the model
+    /// writes itself what matters, FILE is a text to learn from, `none` takes the nearest codes [default: self, and
+    /// none for the paper preset]
+    #[arg(long, value_name = "none|self|FILE")]
+    feedback: Option<Feedback>,
+    /// Sequences of the feedback text
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    sequences: u32,
+    /// Tokens of each, at most the model's context
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..=65536))]
+    length: u32,
+    /// Of the text that the model writes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Keep the text that the model writes, or take it from here if it is there
+    #[arg(long, value_name = "FILE.json")]
+    written: Option<PathBuf>,
+    /// Where the model writes and reads the text; auto takes the best that is there
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    backend: String,
+    /// CPU threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Continue where an interrupted run ended
+    #[arg(long)]
+    resume: bool,
+    /// Print the plan and stop
+    #[arg(long)]
+    plan_only: bool,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print the report as one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Preset {
+    /// 2-256@universal, embedding and head 2-1024@universal
+    Default,
+    /// 2-256@subspace, embedding and head f16
+    Paper,
+}
+
+/// Where feedback learns.
+#[derive(Clone, Debug, PartialEq)]
+enum Feedback {
+    None,
+    Own,
+    File(PathBuf),
+}
+
+impl FromStr for Feedback {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "none" => Self::None,
+            "self" => Self::Own,
+            path => Self::File(path.into()),
+        })
+    }
+}
+
+fn bits(text: &str) -> Result<f64> {
+    let bits = text.parse().ok().filter(|bits| (0.1..=32.0).contains(bits));
+    bits.ok_or_else(|| Error::mismatch("--bpw", "bits a weight, from 0.1 to 32", format!("{text:?}")))
+}
+
+fn tensor_rule(text: &str) -> Result<(String, Target)> {
+    let (pattern, spec) = text
+        .rsplit_once('=')
+        .ok_or_else(|| Error::mismatch("--tensor", "PATTERN=SPEC", format!("{text:?}")))?;
+    Ok((pattern.to_owned(), spec.parse()?))
+}
+
+/// Where the solver learns what matters.
+#[derive(Clone, Debug, PartialEq)]
+enum Learn {
+    Typical,
+    Own,
+    File(PathBuf),
+}
+
+impl FromStr for Learn {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "typical" => Self::Typical,
+            "self" => Self::Own,
+            path => Self::File(path.into()),
+        })
+    }
+}
+
+/// Runs the command.
+pub fn run(args: QuantizeArgs) -> Result<()> {
+    if let Some(out) = &args.out {
+        check_out(out)?;
+    }
+    super::set_threads(args.threads)?;
+    let source = Source::Checkpoint(Checkpoint::open(&args.source)?);
+    let Source::Checkpoint(checkpoint) = &source else {
+        return Err(Error::mismatch(args.source.display().to_string(), "a model folder", "a file"));
+    };
+    let feedback = args.feedback.clone().unwrap_or(match args.preset {
+        Preset::Default => Feedback::Own,
+        Preset::Paper => Feedback::None,
+    });
+    let feedback = if args.out.is_none() || args.plan_only { Feedback::None } else { feedback };
+    let job = Job { args: &args, source: &source, checkpoint, feedback, stop: interrupt_flag()? };
+    if job.feedback == Feedback::None && args.sensitivity != Learn::Own {
+        return job.run::<Cpu>(None);
+    }
+    with_backend!(backend::choose(&args.backend)?, |backend| job.run(Some(&Model::load(backend, &source)?)))
+}
+
+/// Finds out before the work whether the file can take its name.
+fn check_out(out: &Path) -> Result<()> {
+    let what = format!("--out {}", out.display());
+    if out.extension().is_none_or(|extension| extension != "fasq") {
+        return Err(Error::invalid(what, "its name must end in .fasq"));
+    }
+    if out.is_dir() {
+        return Err(Error::invalid(what, "this is a folder"));
+    }
+    match out.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            Err(Error::invalid(what, format!("there is no folder {}", folder.display())))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,14 @@
+#!/bin/sh
+# The built page (build.sh) in headless Chromium: its text must be the native CPU backend's.
+# Usage: web-demo/test.sh [FOLDER], where screenshots go if a folder is given. Exits with 75 where there is no browser.
+set -eu
+[ -z "${1:-}" ] || { mkdir -p "$1"; screenshots=$(cd "$1" && pwd); }
+cd "$(dirname "$0")"
+command -v chromium >/dev/null || { echo "no Chromium here" >&2; exit 75; }
+[ -d node_modules/playwright-core ] || npm install --silent --no-audit --no-fund --no-package-lock ||
+    { echo "playwright-core cannot be installed" >&2; exit 75; }
+export PROMPT="The history of the city begins" SCREENSHOTS="${screenshots:-}"
+EXPECTED=$(cargo run --release --quiet --manifest-path ../Cargo.toml --bin fasq-run -- \
+    --backend cpu --greedy --quiet -n 16 -p "$PROMPT")
+export EXPECTED
+exec node test/browser.mjs

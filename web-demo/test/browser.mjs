@@ -1,0 +1,201 @@
+// The page in a real browser: text through WebGPU and on the CPU, and what users do wrong.
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { createServer } from "node:net";
+import { chromium } from "playwright-core";
+
+const { PROMPT, EXPECTED, SCREENSHOTS } = process.env;
+// Software rendering on a busy machine takes its time.
+const TIMEOUT = 180_000;
+const FLAGS = [
+  "--no-sandbox",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+  "--disable-quic",
+  "--disable-dev-shm-usage",
+];
+
+async function freePort() {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address();
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+async function serve() {
+  const port = await freePort();
+  const server = spawn("sh", [new URL("../serve.sh", import.meta.url).pathname, `${port}`], { stdio: "ignore" });
+  const url = `http://127.0.0.1:${port}/`;
+  for (let tries = 0; ; tries++) {
+    if ((await fetch(url).catch(() => null))?.ok) return { url, stop: () => server.kill() };
+    assert(tries < 100, `nothing is served on ${url}: is web-demo/dist built?`);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+}
+
+const status = (page) => page.textContent("#status");
+const failed = (page) => page.waitForSelector("#status.error", { timeout: TIMEOUT });
+const idle = (page) => page.waitForSelector("#generate:enabled", { timeout: TIMEOUT });
+
+// Loads the page, and what it loads by itself; `prelude` runs first in the model's worker.
+async function open(browser, url, prelude = "") {
+  const page = await browser.newPage({ viewport: { width: 1200, height: 800 } });
+  const strangers = [];
+  page.on("request", (request) => {
+    if (!/^(blob|data):/.test(request.url()) && !request.url().startsWith(url)) strangers.push(request.url());
+  });
+  if (prelude) {
+    await page.route("**/worker.js", async (route) => {
+      const response = await route.fetch();
+      await route.fulfill({ response, body: prelude + (await response.text()) });
+    });
+  }
+  await page.goto(url);
+  return { page, strangers };
+}
+
+async function write(page, tokens, temperature = 0) {
+  await page.fill("#prompt", PROMPT);
+  await page.fill("#tokens", `${tokens}`);
+  await page.fill("#temperature", `${temperature}`);
+  await page.click("#generate");
+}
+
+// Waits until some text follows the prompt.
+async function written(page) {
+  const longer = (length) => document.querySelector("#output").textContent.length > length;
+  await page.waitForFunction(longer, PROMPT.length, { timeout: TIMEOUT });
+}
+
+async function greedy(page) {
+  await write(page, 16);
+  await idle(page);
+  assert.match(await status(page), /16 tokens, [\d.]+ tokens\/s, first after [\d.]+ s; token limit/);
+  assert.equal(await page.textContent("#output"), PROMPT + EXPECTED);
+}
+
+async function screenshot(page, name) {
+  if (SCREENSHOTS) await page.screenshot({ path: `${SCREENSHOTS}/${name}.png`, fullPage: true });
+}
+
+const tests = {
+  async "text through WebGPU"(browser, url) {
+    const { page, strangers } = await open(browser, url);
+    await idle(page);
+    const facts = await page.innerText("#facts");
+    assert.match(facts, /WebGPU: \S/);
+    assert.match(facts, /16\.7 MB, 26\.3 % of FP16/);
+    await greedy(page);
+    console.log(`  ${await status(page)}`);
+    await screenshot(page, "desktop");
+    await page.setViewportSize({ width: 360, height: 740 });
+    const [inner, outer] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+    assert(inner <= outer, `the page is ${inner} pixels wide on a screen of ${outer}`);
+    await screenshot(page, "phone");
+
+    await write(page, 500, 0.8);
+    await written(page);
+    await page.click("#stop");
+    await idle(page);
+    assert.match(await status(page), /interrupted/);
+
+    const junk = { name: "notes.fasq", mimeType: "application/octet-stream", buffer: Buffer.from("no model at all") };
+    await page.setInputFiles("#file", junk);
+    await failed(page);
+    assert.match(await status(page), /expected a \.fasq file/);
+    await screenshot(page, "bad-file");
+    await page.click("#demo");
+    await idle(page);
+    assert.deepEqual(strangers, [], "other origins were contacted");
+  },
+
+  async "the module by itself"(browser, url) {
+    const { page } = await open(browser, url);
+    const text = await page.evaluate(async (prompt) => {
+      const { FasqModel } = await import("./fasq.js");
+      const bytes = new Uint8Array(await (await fetch("wiki-32m.fasq")).arrayBuffer());
+      const model = await FasqModel.load(bytes, { backend: "cpu" });
+      let text = "";
+      for await (const piece of model.generate(prompt, { maxTokens: 16, temperature: 0 })) text += piece;
+      model.free();
+      return text;
+    }, PROMPT);
+    assert.equal(text, EXPECTED);
+  },
+
+  async "an adapter below the limits"(browser, url) {
+    const low = "Object.defineProperty(GPUSupportedLimits.prototype, 'maxStorageBufferBindingSize', { get: () => 65536 });";
+    const { page } = await open(browser, url, low);
+    await idle(page);
+    assert.match(await status(page), /No WebGPU .*: the CPU does it/);
+    await page.selectOption("#backend", "wgpu");
+    await page.click("#demo");
+    await failed(page);
+    assert.match(await status(page), /the adapter takes buffers of up to 0\.06 MiB/);
+  },
+
+  async "a model larger than the adapter's memory"(browser, url) {
+    const full = `const create = GPUDevice.prototype.createBuffer;
+      GPUDevice.prototype.createBuffer = function (descriptor) {
+        const size = descriptor.size > 4e6 ? 2 ** 40 : descriptor.size;
+        return create.call(this, { ...descriptor, size });
+      };`;
+    const { page } = await open(browser, url, full);
+    await idle(page);
+    assert.match(await status(page), /No WebGPU \(backend wgpu: the adapter: .*\): the CPU does it/s);
+  },
+
+  async "a lost device"(browser, url) {
+    // The worker loses its device when it is told to.
+    const lose = `const request = GPUAdapter.prototype.requestDevice;
+      GPUAdapter.prototype.requestDevice = async function (descriptor) {
+        const device = await request.call(this, descriptor);
+        new BroadcastChannel("lose").onmessage = () => device.destroy();
+        return device;
+      };`;
+    const { page } = await open(browser, url, lose);
+    await idle(page);
+    await write(page, 500);
+    await written(page);
+    await page.evaluate(() => new BroadcastChannel("lose").postMessage("now"));
+    await failed(page);
+    assert.match(await status(page), /the adapter was lost: .* choose a model to begin again/);
+    await page.selectOption("#backend", "cpu");
+    await page.click("#demo");
+    await idle(page);
+    await greedy(page);
+  },
+
+  async "no WebGPU"(browser, url) {
+    const { page } = await open(browser, url, "Object.defineProperty(navigator, 'gpu', { value: undefined });");
+    await idle(page);
+    assert.match(await status(page), /No WebGPU \(this browser has no WebGPU\): the CPU does it/);
+    await greedy(page);
+    await screenshot(page, "cpu");
+  },
+};
+
+const server = await serve();
+try {
+  for (const [name, test] of Object.entries(tests)) {
+    if (process.argv[2] && !name.includes(process.argv[2])) continue;
+    console.log(name);
+    const browser = await chromium.launch({
+      executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+      args: [...FLAGS, "--enable-unsafe-webgpu"],
+    });
+    try {
+      await test(browser, server.url);
+    } finally {
+      await browser.close();
+    }
+  }
+} finally {
+  server.stop();
+}

@@ -137,7 +137,8 @@ impl Lookup {
     pub fn of(spec: &PqSpec, cols: usize, shared_limit: usize) -> Self {
         let entry = 2 * entry_halves(spec);
         let table = spec.k * entry;
-        if spec.codebooks(cols) == 1 && table <= table_limit(shared_limit) {
+        // The copies of an entry are at least the 16 bytes that fill_table writes at once.
+        if spec.codebooks(cols) == 1 && table * 16_usize.div_ceil(entry) <= table_limit(shared_limit) {
             let replicas = (128 / entry).min(table_limit(shared_limit) / table);
             Self::Shared { replicas: 1 << replicas.ilog2() }
         } else if spec.subspaces_per_codebook(cols) == 1 && TILE_CODES * table <= shared_limit {

@@ -14,7 +14,7 @@ struct Top {
 };
 
 // Grid: (BLOCKS, rows).
-KERNEL __launch_bounds__(256) argmax_part(const f32* x, f32* values, u32* places, u32 dim) {
+KERNEL BOUNDS(256) argmax_part(const f32* x, f32* values, u32* places, u32 dim) {
     __shared__ Top tops[8];
     release_next();
     wait_inputs();

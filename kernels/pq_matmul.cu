@@ -8,7 +8,7 @@ KERNEL pq_decode(const u32* codes, const u32* codebooks, const u16* scales, u16*
     const u32 lane = threadIdx.x & 31, kt = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
     release_next();
 #ifdef PQ_REPLICAS
-    extern __shared__ __align__(16) char table[];
+    char* table = table_start();
     fill_table(table, codebooks);
     __syncthreads();
 #endif
@@ -23,11 +23,11 @@ KERNEL pq_decode(const u32* codes, const u32* codebooks, const u16* scales, u16*
             const u32 j = (kt * 4 + lane % 4) * LANE_CODES, column = j * D;
             u32 pairs[PAIRS];
 #ifdef PQ_REPLICAS
-            pairs_of<TABLE_LOG>(pairs, w, half, lane_offset(lane), [&](int) { return table; });
+            pairs_of<TABLE_LOG>(pairs, w, half * LANE_CODES, lane_offset(lane), [&](int) { return TABLE_AT; });
 #else
             const char* books = reinterpret_cast<const char*>(codebooks);
             const u32 last = ((in + D - 1) / D - 1) / group;
-            pairs_of<ENTRY_LOG>(pairs, w, half, 0, [&](int i) {
+            pairs_of<ENTRY_LOG>(pairs, w, half * LANE_CODES, 0, [&](int i) {
                 return books + ((u64)min((j + i) / group, last) << (BITS + ENTRY_LOG));
             });
 #endif

@@ -5,8 +5,11 @@
 // nothing to f16, and products are summed in f32.
 //
 // pq_matvec_shared: one codebook, in shared memory (see fill_table). A block owns a range of row tiles, its warps
-// share the columns. Sums meet in shared memory: no atomics, no memset, the same result every time. Codes of two
-// tiles are in flight per lane, the first of them and the table requested before wait_inputs().
+// share the columns. x is brought into the operand's order once a block, for all columns where there is room, and with
+// one row may be normalised and rotated on the way. Sums meet in shared memory: no atomics, no memset, the same result
+// every time. Each lane has the codes of four tiles on their way; the first of them and the table are asked for before
+// wait_inputs(). Bound by memory, then by shared memory's 32 words a clock (a lookup is one): 65 clocks a KB of codes on
+// an H200's multiprocessor, where memory allows 53 and lookups need 32; 79 us for [128256 x 4096] at 2-256, 69 % of peak.
 // pq_matvec_subspace: a codebook per subspace. A block owns 64 subspaces, whose codebooks fit shared memory, and a
 // range of rows; pq_reduce adds the column sums up.
 // pq_matvec: any other spec, codebooks through L1, in f32.
@@ -17,6 +20,314 @@ constexpr bool SPLIT = TOKENS <= 4;        // x as f16 + f16 remainder
 constexpr int COLUMNS = SPLIT ? 2 * TOKENS : TOKENS;
 constexpr int NT = (COLUMNS + 7) / 8;      // 8-column operands
 
+// The lane's part of a tile's 16 x TOKENS sums, to at(token, row).
+template <class At>
+__device__ __forceinline__ void store_sums(const f32 (&acc)[NT][4], u32 lane, At at) {
+    const u32 g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        if constexpr (SPLIT) {
+            const u32 token = nt * 4 + t;
+            if (token < TOKENS) {
+                at(token, g, acc[nt][0] + acc[nt][1]);
+                at(token, g + 8, acc[nt][2] + acc[nt][3]);
+            }
+        } else {
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                const u32 token = nt * 8 + 2 * t + c;
+                if (token < TOKENS) {
+                    at(token, g, acc[nt][c]);
+                    at(token, g + 8, acc[nt][2 + c]);
+                }
+            }
+        }
+    }
+}
+
+// acc += a tile's weights times x; a few codes at a time, so that registers suffice.
+template <int LOG, class Base>
+__device__ __forceinline__ void multiply_tile(f32 (&acc)[NT][4], const u32 (&w)[BITS], const u32 (&b)[NT][STEPS][2],
+                                              u32 low, Base at) {
+    constexpr int CODES = ENTRY == 1 ? 8 : ENTRY == 2 ? 4 : 2, NOW = CODES * ENTRY / 2;
+#pragma unroll
+    for (int first = 0; first < LANE_CODES; first += CODES) {
+        u32 upper[NOW], lower[NOW];
+        pairs_of<LOG>(upper, w, first, low, at);
+        pairs_of<LOG>(lower, w, LANE_CODES + first, low, at);
+#pragma unroll
+        for (int p = 0; p < NOW; p += 2) {
+            const int s = (first * ENTRY / 2 + p) / 2;
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                mma(acc[nt], upper[p], lower[p], upper[p + 1], lower[p + 1], b[nt][s][0], b[nt][s][1]);
+            }
+        }
+    }
+}
+
+#ifdef PQ_REPLICAS
+constexpr u32 WARPS = PQ_WARPS;
+constexpr u32 BATCH = PQ_BATCH;             // row tiles between two meetings of a block's warps, even
+// A step of a warp: two row tiles and, where registers suffice, two passes over the columns.
+constexpr u32 AT_ONCE = 2, PASSES = NT * PAIRS <= 16 ? 2 : 1, UNITS = AT_ONCE * PASSES;
+constexpr u32 BATCH_ROWS = BATCH * TILE_ROWS;
+constexpr u32 SUMS = BATCH_ROWS + 4;        // padded: 4 warps' sums of 8 rows are 32 banks
+constexpr u32 STAGED = COLUMNS < 8 ? COLUMNS : 8;        // columns of an operand that are staged; others repeat them
+constexpr u32 TILE_STAGE = NT * PAIRS * STAGED * 4;      // words of x that are staged for a tile of 64 codes
+constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
+
+// What is done to x before it is multiplied, where `prepared` says where the result is kept: see RmsNormParams.
+struct MatvecInput { f32 eps, weight_offset; u32 rotate, unused[13]; };
+
+// The matrix that the step's next matvec multiplies by: bytes of a row tile, row tiles, bytes that a block asks for ahead.
+struct MatvecAhead { u32 tile_bytes, row_tiles, bytes, unused[13]; };
+
+// Asks for the beginning of what this block will read of the next matrix, so that memory is not idle while blocks wait
+// for each other.
+__device__ __forceinline__ void prefetch_next(const char* next, const MatvecAhead& ahead) {
+    const u32 first = ahead.row_tiles * real_block() / real_grid(), last = ahead.row_tiles * (real_block() + 1) / real_grid();
+    const u32 bytes = min((last - first) * ahead.tile_bytes, ahead.bytes);
+    const char* from = next + (u64)first * ahead.tile_bytes;
+    for (u32 i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) prefetch_l2(from + i);
+}
+
+// Two neighbouring inputs of row `token` of x, which pair `i` of code tile `tile` of the chunk multiplies.
+__device__ __forceinline__ void stage_pair(u32* stage, u32 token, u32 tile, u32 i, f32 a, f32 b) {
+    const u32 t = i / PAIRS, p = i % PAIRS, column = SPLIT ? 2 * token : token;
+    u32* to = stage + tile * TILE_STAGE + ((column / 8 * (PAIRS / 4) + p / 4) * (STAGED * 4) + column % 8 * 4 + t) * 4 + p % 4;
+    const u32 high = pack_f16(a, b);
+    *to = high;
+    if (SPLIT) to[16] = pack_f16(a - low_f16(high), b - high_f16(high));
+}
+
+// The columns of the first of a pair's two inputs; the second is beside it. No column: `in`.
+__device__ __forceinline__ u32 pair_column(u32 tile, u32 i, u32 in) {
+    const u32 code = tile * TILE_CODES + (ENTRY == 1 ? 2 * i : i / ENTRY_WORDS);
+    const u32 element = ENTRY == 1 ? 0 : i % ENTRY_WORDS * 2;
+    return element < D ? min(code * D + element, in) : in;
+}
+
+// Whether the second input of a pair is there: entries of 3 values end with half a pair.
+__device__ __forceinline__ bool pair_whole(u32 i) { return ENTRY == 1 || i % ENTRY_WORDS * 2 + 1 < D; }
+
+// x's columns of `tiles` code tiles from `first` on, as they are.
+__device__ __forceinline__ void stage_plain(u32* stage, const f32* x, u32 rows, u32 in, u32 first, u32 tiles) {
+    constexpr u32 BATCHED = 8;
+    const u32 each = tiles * WORDS, count = TOKENS == 1 ? each : rows * each;
+    for (u32 i0 = threadIdx.x; i0 < count; i0 += BATCHED * blockDim.x) {
+        f32 a[BATCHED], b[BATCHED];
+#pragma unroll
+        for (u32 k = 0; k < BATCHED; k++) {
+            const u32 i = i0 + k * blockDim.x, token = TOKENS == 1 ? 0 : i / each, word = i - token * each;
+            const u32 column = i < count ? pair_column(first + word / WORDS, word % WORDS, in) : in;
+            const f32* at = x + (u64)token * in + column;
+            a[k] = column < in ? at[0] : 0.f;
+            b[k] = column + 1 < in && pair_whole(word % WORDS) ? at[1] : 0.f;
+        }
+#pragma unroll
+        for (u32 k = 0; k < BATCHED; k++) {
+            const u32 i = i0 + k * blockDim.x, token = TOKENS == 1 ? 0 : i / each, word = i - token * each;
+            if (i < count) stage_pair(stage, token, word / WORDS, word % WORDS, a[k], b[k]);
+        }
+    }
+}
+
+// One row of x normalised and rotated as asked; `in` is a multiple of 4. Every block does it for itself, and writes a
+// part of the row to `prepared`.
+__device__ __forceinline__ void stage_prepared(u32* stage, f32* row, const f32* x, const f32* norm, f32* prepared, u32 in,
+                                               u32 tiles, const MatvecInput& input) {
+    constexpr u32 BATCHED = 4;
+    f32 sum = 0.f;
+    for (u32 first = threadIdx.x * 4; first < in; first += BATCHED * blockDim.x * 4) {
+        float4 v[BATCHED], w[BATCHED];
+#pragma unroll
+        for (u32 k = 0; k < BATCHED; k++) {
+            const u32 i = first + k * blockDim.x * 4;
+            if (i < in) v[k] = *reinterpret_cast<const float4*>(x + i);
+            if (norm && i < in) w[k] = *reinterpret_cast<const float4*>(norm + i);
+        }
+#pragma unroll
+        for (u32 k = 0; k < BATCHED; k++) {
+            const u32 i = first + k * blockDim.x * 4;
+            if (i >= in) break;
+            f32 e[4] = {v[k].x, v[k].y, v[k].z, v[k].w};
+            const f32 weights[4] = {w[k].x, w[k].y, w[k].z, w[k].w};
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) {
+                sum += e[j] * e[j];
+                if (norm) e[j] *= weights[j] + input.weight_offset;
+                if (input.rotate) e[j] *= rotation_sign(i + j);
+            }
+            *reinterpret_cast<float4*>(row + padded(i)) = make_float4(e[0], e[1], e[2], e[3]);
+        }
+    }
+    f32 scale = norm ? rsqrtf(block_sum(sum) / in + input.eps) : 1.f;
+    if (input.rotate) {
+        scale *= rsqrtf((f32)input.rotate);
+        hadamard_shared(row, in, input.rotate);
+    } else {
+        __syncthreads();
+    }
+    for (u32 i = threadIdx.x; i < tiles * WORDS; i += blockDim.x) {
+        const u32 column = pair_column(i / WORDS, i % WORDS, in);
+        const f32 a = column < in ? row[padded(column)] * scale : 0.f;
+        const f32 b = column + 1 < in && pair_whole(i % WORDS) ? row[padded(column + 1)] * scale : 0.f;
+        stage_pair(stage, 0, i / WORDS, i % WORDS, a, b);
+        if (i / WORDS % real_grid() != real_block() || column >= in) continue;
+        prepared[column] = a;
+        if (column + 1 < in && pair_whole(i % WORDS)) prepared[column + 1] = b;
+    }
+}
+
+// The arguments of pq_matvec_shared, as they lie in a step's phase: a step leaves them there, for registers are short.
+struct Call {
+    const u32 *codes, *codebook;
+    const u16* scales;
+    const f32 *bias, *x;
+    f32* y;
+    u64 out, in, code_tiles, chunk_passes;
+    struct { u32 rows, y_stride, y_offset, accumulate, unused[12]; } params;
+    const f32* norm;
+    f32* prepared;
+    MatvecInput input;
+    const char* next;
+    MatvecAhead ahead;
+};
+
+// A chunk of columns at a time is staged in shared memory (all of them, where there is room).
+__device__ __forceinline__ void multiply(const Call& call) {
+    const u32* codes = call.codes;
+    const u32 out = call.out, in = call.in, code_tiles = call.code_tiles, chunk_passes = call.chunk_passes;
+    char* table = table_start();
+    f32* partials = reinterpret_cast<f32*>(table + TABLE_BYTES); // two of [WARPS, TOKENS, SUMS]
+    u32* stage = reinterpret_cast<u32*>(partials + 2 * WARPS * TOKENS * SUMS);
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const u32 row_tiles = (out + TILE_ROWS - 1) / TILE_ROWS, passes = (code_tiles + WARPS - 1) / WARPS;
+    const u32 first = row_tiles * real_block() / real_grid(), last = row_tiles * (real_block() + 1) / real_grid();
+    release_next();
+
+    // A warp's steps: for each chunk of columns, each batch of row tiles, each PASSES passes over the chunk's columns,
+    // each AT_ONCE row tiles. A unit's codes for the next step are fetched when this step's are used up; where there are
+    // none, the warp's first ones again: a load that may not happen would keep registers busy.
+    struct { u32 chunk, batch, pass, tile; } ahead = {0, first, 0, 0};
+    const u32* nothing = codes + ((u64)min(first, row_tiles - 1) * code_tiles + min(warp, code_tiles - 1)) * TILE_WORDS;
+    u32 units[UNITS][BITS];
+    auto fetch = [&](u32 unit) {
+        const u32 kt = (ahead.pass + unit / AT_ONCE) * WARPS + warp, tile = ahead.batch + ahead.tile + unit % AT_ONCE;
+        const bool there = tile < last && kt < code_tiles && ahead.chunk < passes;
+        load_tile(units[unit], there ? codes + ((u64)tile * code_tiles + kt) * TILE_WORDS : nothing, lane);
+        if (unit < UNITS - 1) return;
+        ahead.tile += AT_ONCE;
+        if (ahead.tile < min(BATCH, last - ahead.batch)) return;
+        ahead.tile = 0;
+        ahead.pass += PASSES;
+        if (ahead.pass < min(ahead.chunk + chunk_passes, passes)) return;
+        ahead.batch += BATCH;
+        if (ahead.batch >= last) ahead.batch = first, ahead.chunk += chunk_passes;
+        ahead.pass = ahead.chunk;
+    };
+#pragma unroll
+    for (u32 unit = 0; unit < UNITS; unit++) fetch(unit);
+    if (call.norm && threadIdx.x * 32 < in) prefetch_l2(call.norm + threadIdx.x * 32);
+    use_table(table, call.codebook);
+    wait_inputs();
+
+    const u32 low = lane_offset(lane);
+    u32 parity = 0;
+    for (u32 chunk = 0; chunk < passes; chunk += chunk_passes) {
+        const u32 chunk_end = min(chunk + chunk_passes, passes);
+        if (chunk) __syncthreads(); // the stage is used no more
+        const u32 tiles_in_chunk = min(chunk_end * WARPS, code_tiles) - chunk * WARPS;
+        if (TOKENS == 1 && call.prepared) {
+            f32* row = reinterpret_cast<f32*>(stage + tiles_in_chunk * TILE_STAGE);
+            stage_prepared(stage, row, call.x, call.norm, call.prepared, in, tiles_in_chunk, call.input);
+        } else {
+            stage_plain(stage, call.x, call.params.rows, in, chunk * WARPS, tiles_in_chunk);
+        }
+        __syncthreads();
+        for (u32 batch = first; batch < last; batch += BATCH) {
+            const u32 tiles = min(BATCH, last - batch);
+            f32* partial = partials + parity * WARPS * TOKENS * SUMS;
+            parity ^= 1;
+            for (u32 pass = chunk; pass < chunk_end; pass += PASSES) {
+                const u32 kt = pass * WARPS + warp;
+                const u32* staged = stage + (kt - chunk * WARPS) * TILE_STAGE + (lane / 4 % STAGED * 4 + lane % 4) * 4;
+#pragma unroll 1
+                for (u32 tile = 0; tile < tiles; tile += AT_ONCE) {
+                    f32 acc[AT_ONCE][NT][4] = {};
+#pragma unroll
+                    for (u32 p = 0; p < PASSES; p++) {
+                        u32 b[NT][STEPS][2] = {};
+                        if (pass + p < chunk_end && kt + p * WARPS < code_tiles) {
+#pragma unroll
+                            for (int i = 0; i < NT * PAIRS / 4; i++) {
+                                const uint4 v = *reinterpret_cast<const uint4*>(staged + p * WARPS * TILE_STAGE + i * STAGED * 16);
+                                const int nt = i / (PAIRS / 4), s = i % (PAIRS / 4) * 2;
+                                b[nt][s][0] = v.x, b[nt][s][1] = v.y, b[nt][s + 1][0] = v.z, b[nt][s + 1][1] = v.w;
+                            }
+                        }
+#pragma unroll
+                        for (u32 k = 0; k < AT_ONCE; k++) {
+                            const u32 unit = p * AT_ONCE + k;
+                            multiply_tile<TABLE_LOG>(acc[k], units[unit], b, low, [&](int) { return TABLE_AT; });
+                            fetch(unit);
+                            __syncwarp(); // keeps the compiler from putting the fetch off
+                        }
+                    }
+#pragma unroll
+                    for (u32 k = 0; k < AT_ONCE; k++) {
+                        store_sums(acc[k], lane, [&](u32 token, u32 row, f32 v) {
+                            f32* at = partial + (warp * TOKENS + token) * SUMS + (tile + k) * TILE_ROWS + row;
+                            *at = pass > chunk ? *at + v : v;
+                        });
+                    }
+                }
+            }
+            // Sum the batch up over the warps, 4 threads a row. What a row needs besides is loaded one row ahead.
+            struct Target { f32* y; f32 before, scale; u32 token, n; };
+            auto target = [&](u32 i) {
+                const u32 r = i % BATCH_ROWS, tile = batch + r / TILE_ROWS;
+                Target to = {nullptr, 0.f, 1.f, i / BATCH_ROWS, tile * TILE_ROWS + r % TILE_ROWS};
+                if (lane % 4 || i >= BATCH_ROWS * TOKENS || tile >= last || to.n >= out || to.token >= call.params.rows) return to;
+                to.y = call.y + (u64)to.token * call.params.y_stride + call.params.y_offset + to.n;
+                if (call.scales) to.scale = from_f16(call.scales[to.n]);
+                if (call.params.accumulate || chunk) to.before = *to.y;
+                if (call.bias && chunk == 0) to.before += call.bias[to.n];
+                return to;
+            };
+            Target ahead_row = target(threadIdx.x / 4);
+            if (call.next && batch + BATCH >= last && chunk_end == passes) prefetch_next(call.next, call.ahead);
+            __syncthreads();
+#pragma unroll 1
+            for (u32 i = threadIdx.x / 4; i < BATCH_ROWS * TOKENS; i += blockDim.x / 4) {
+                const Target to = ahead_row;
+                ahead_row = target(i + blockDim.x / 4);
+                const f32* at = partial + i / BATCH_ROWS * SUMS + i % BATCH_ROWS;
+                f32 sum = 0.f;
+#pragma unroll
+                for (u32 k = 0; k < WARPS; k += 4) sum += at[(k + lane % 4) * TOKENS * SUMS];
+                sum += __shfl_xor_sync(~0u, sum, 1);
+                sum += __shfl_xor_sync(~0u, sum, 2);
+                sum = to.before + sum * to.scale;
+                if (to.y) *to.y = sum;
+            }
+        }
+    }
+}
+
+#ifndef STEP
+KERNEL BOUNDS(WARPS * 32, 1)
+pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const f32* bias, const f32* x, f32* y,
+                 u32 out, u32 in, u32 code_tiles, u32 chunk_passes, LinearParams params) {
+    multiply({codes, codebook, scales, bias, x, y, out, in, code_tiles, chunk_passes,
+              {params.rows, params.y_stride, params.y_offset, params.accumulate}});
+}
+#else
+KERNEL pq_matvec_shared(const Call& call) { multiply(call); }
+#endif
+
+#else
 // The B operand for columns `kt`'s tile: rows of x beyond `rows` and columns beyond `in` are zero.
 __device__ __forceinline__ void load_x(u32 (&b)[NT][STEPS][2], const f32* x, u32 rows, u32 in, u32 kt, u32 lane) {
     const u32 g = lane / 4, first = (kt * 4 + lane % 4) * LANE_CODES * D;
@@ -51,180 +362,10 @@ __device__ __forceinline__ void load_x(u32 (&b)[NT][STEPS][2], const f32* x, u32
     }
 }
 
-// The same for one row of x, by way of shared memory: much less code. Each warp has `staged`, 2 [hi, lo] x PAIRS * 4
-// words; columns of B beyond the first two repeat these and are not used.
-__device__ __forceinline__ void load_x_by_warp(u32 (&b)[NT][STEPS][2], u32* staged, const f32* x, u32 in, u32 kt, u32 lane) {
-    constexpr u32 WORDS = PAIRS * 4;
-#pragma unroll 2
-    for (u32 i = lane; i < WORDS; i += 32) {
-        // Pairs of a code: d = 1 two codes' values, d = 2 one, d = 3, 4 two pairs, ...
-        const u32 code = ENTRY == 1 ? 2 * i : i / ENTRY_WORDS, element = ENTRY == 1 ? 0 : i % ENTRY_WORDS * 2;
-        const u32 column = (kt * TILE_CODES + code) * D + element;
-        const f32 a = element < D && column < in ? x[column] : 0.f;
-        const f32 c = (ENTRY == 1 || element + 1 < D) && column + 1 < in ? x[column + 1] : 0.f;
-        const u32 high = pack_f16(a, c);
-        staged[i] = high;
-        staged[WORDS + i] = pack_f16(a - low_f16(high), c - high_f16(high));
-    }
-    __syncwarp();
-    const uint4* from = reinterpret_cast<const uint4*>(staged + lane / 4 % 2 * WORDS + lane % 4 * PAIRS);
-#pragma unroll
-    for (int s = 0; s < STEPS; s += 2) {
-        const uint4 v = from[s / 2];
-        b[0][s][0] = v.x, b[0][s][1] = v.y, b[0][s + 1][0] = v.z, b[0][s + 1][1] = v.w;
-    }
-    __syncwarp();
-}
-
-// The lane's part of a tile's 16 x TOKENS sums, to at(token, row).
-template <class At>
-__device__ __forceinline__ void store_sums(const f32 (&acc)[NT][4], u32 lane, At at) {
-    const u32 g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-        if constexpr (SPLIT) {
-            const u32 token = nt * 4 + t;
-            if (token < TOKENS) {
-                at(token, g, acc[nt][0] + acc[nt][1]);
-                at(token, g + 8, acc[nt][2] + acc[nt][3]);
-            }
-        } else {
-#pragma unroll
-            for (int c = 0; c < 2; c++) {
-                const u32 token = nt * 8 + 2 * t + c;
-                if (token < TOKENS) {
-                    at(token, g, acc[nt][c]);
-                    at(token, g + 8, acc[nt][2 + c]);
-                }
-            }
-        }
-    }
-}
-
-template <int LOG, class Base>
-__device__ __forceinline__ void multiply_tile(f32 (&acc)[NT][4], const u32 (&w)[BITS], const u32 (&b)[NT][STEPS][2],
-                                              u32 low, Base at) {
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++) acc[nt][0] = acc[nt][1] = acc[nt][2] = acc[nt][3] = 0.f;
-    u32 upper[PAIRS], lower[PAIRS];
-    pairs_of<LOG>(upper, w, 0, low, at);
-    pairs_of<LOG>(lower, w, 1, low, at);
-#pragma unroll
-    for (int s = 0; s < STEPS; s++) {
-#pragma unroll
-        for (int nt = 0; nt < NT; nt++) {
-            mma(acc[nt], upper[2 * s], lower[2 * s], upper[2 * s + 1], lower[2 * s + 1], b[nt][s][0], b[nt][s][1]);
-        }
-    }
-}
-
-#ifdef PQ_REPLICAS
-constexpr u32 BATCH = PQ_BATCH;            // row tiles between two meetings of a block's warps
-constexpr u32 BATCH_ROWS = BATCH * TILE_ROWS;
-constexpr u32 SUMS = BATCH_ROWS + 4;       // padded: 8 warps' sums of 4 rows are 32 banks
-
-KERNEL __launch_bounds__(PQ_WARPS * 32, 1)
-pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const f32* bias, const f32* x, f32* y,
-                 u32 out, u32 in, u32 code_tiles, LinearParams params) {
-    extern __shared__ __align__(16) char table[];
-    f32* partial = reinterpret_cast<f32*>(table + TABLE_BYTES); // [warps, TOKENS, SUMS]
-    u32* staged = reinterpret_cast<u32*>(partial + (blockDim.x >> 5) * TOKENS * SUMS); // one row: [warps, 2, PAIRS * 4]
-    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    const u32 row_tiles = (out + TILE_ROWS - 1) / TILE_ROWS, passes = (code_tiles + warps - 1) / warps;
-    const u32 first = row_tiles * blockIdx.x / gridDim.x, last = row_tiles * (blockIdx.x + 1) / gridDim.x;
-    release_next();
-
-    // A warp's tiles: for each batch of row tiles, for each pass over the columns, each row tile of the batch.
-    // With a single pass the codes to fetch are one stretch of row tiles.
-    const u32 stride = code_tiles * TILE_WORDS;
-    const u32 stretch = passes == 1 ? last - first : BATCH;
-    u32 ahead_batch = first, ahead_pass = 0, ahead_left = min(stretch, last - first);
-    const u32* ahead = codes + (u64)first * stride + warp * TILE_WORDS;
-    auto fetch = [&](u32 (&w)[BITS]) {
-        if (ahead_left == 0) return;
-        if (ahead_pass * warps + warp < code_tiles) load_tile(w, ahead, lane);
-        ahead += stride;
-        if (--ahead_left) return;
-        if (++ahead_pass == passes) {
-            ahead_pass = 0;
-            ahead_batch += stretch;
-        }
-        if (ahead_batch >= last) return;
-        ahead_left = min(stretch, last - ahead_batch);
-        ahead = codes + (u64)ahead_batch * stride + (ahead_pass * warps + warp) * TILE_WORDS;
-    };
-    u32 even[BITS], odd[BITS];
-    fetch(even);
-    fetch(odd);
-    const char* begin = reinterpret_cast<const char*>(codes + (u64)first * stride);
-    if (threadIdx.x * 128ull < (u64)(last - first) * stride * 4) prefetch_l2(begin + threadIdx.x * 128ull);
-    fill_table(table, codebook);
-    __syncthreads();
-    wait_inputs();
-
-    const u32 low = lane_offset(lane);
-    u32 b[NT][STEPS][2];
-    auto input = [&](u32 pass) {
-        if constexpr (TOKENS == 1) {
-            load_x_by_warp(b, staged + warp * 2 * PAIRS * 4, x, in, pass * warps + warp, lane);
-        } else {
-            load_x(b, x, params.rows, in, pass * warps + warp, lane);
-        }
-    };
-    for (u32 batch = first; batch < last; batch += BATCH) {
-        const u32 tiles = min(BATCH, last - batch);
-        for (u32 pass = 0; pass < passes; pass++) {
-            if (passes > 1 || batch == first) input(pass);
-            u32 tile = 0;
-            auto step = [&](u32 (&w)[BITS]) {
-                f32 acc[NT][4];
-                multiply_tile<TABLE_LOG>(acc, w, b, low, [&](int) { return table; });
-                fetch(w);
-                store_sums(acc, lane, [&](u32 token, u32 row, f32 v) {
-                    f32* at = partial + (warp * TOKENS + token) * SUMS + tile * TILE_ROWS + row;
-                    *at = pass ? *at + v : v;
-                });
-                return ++tile == tiles;
-            };
-            while (true) {
-                if (step(even)) {
-#pragma unroll
-                    for (int i = 0; i < BITS; i++) {
-                        const u32 w = even[i];
-                        even[i] = odd[i], odd[i] = w;
-                    }
-                    break;
-                }
-                if (step(odd)) break;
-            }
-        }
-        // Sum the batch up over the warps, 8 threads a row.
-        __syncthreads();
-        const u32 n0 = batch * TILE_ROWS, rows = min(BATCH_ROWS, min(last * TILE_ROWS, out) - n0);
-#pragma unroll 1
-        for (u32 i = threadIdx.x / 8; i < BATCH_ROWS * TOKENS; i += blockDim.x / 8) {
-            const u32 token = i / BATCH_ROWS, row = i % BATCH_ROWS;
-            const bool writes = lane % 8 == 0 && row < rows && token < params.rows;
-            f32* to = y + (u64)token * params.y_stride + params.y_offset + n0 + row;
-            const f32 scale = writes && scales ? from_f16(scales[n0 + row]) : 1.f;
-            f32 before = writes && params.accumulate ? *to : 0.f;
-            if (writes && bias) before += bias[n0 + row];
-            f32 sum = 0.f;
-#pragma unroll 4
-            for (u32 k = lane % 8; k < warps; k += 8) sum += partial[(k * TOKENS + token) * SUMS + row];
-#pragma unroll
-            for (int o = 4; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
-            if (writes) *to = before + sum * scale;
-        }
-        __syncthreads();
-    }
-}
-
-#else
-KERNEL __launch_bounds__(PQ_WARPS * 32, 1)
+KERNEL BOUNDS(PQ_WARPS * 32, 1)
 pq_matvec_subspace(const u32* codes, const u32* codebooks, const f32* x, f32* partial, u32 out, u32 in, u32 subspaces,
                    u32 code_tiles, LinearParams params) {
-    extern __shared__ __align__(16) char table[];
+    char* table = dynamic_shared;
     constexpr u32 BOOK_BYTES = (1u << BITS) * ENTRY_BYTES;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, kt = blockIdx.x;
     const u32 row_tiles = (out + TILE_ROWS - 1) / TILE_ROWS;
@@ -252,10 +393,9 @@ pq_matvec_subspace(const u32* codes, const u32* codebooks, const f32* x, f32* pa
 
     u32 b[NT][STEPS][2];
     load_x(b, x, params.rows, in, kt, lane);
-    const u32 low = 0;
-    const char* entries = table + lane % 4 * (LANE_CODES * BOOK_BYTES);
+    const u32 low = 0, entries = (u32)__cvta_generic_to_shared(table) + lane % 4 * (LANE_CODES * BOOK_BYTES);
     auto step = [&](u32 (&w)[BITS], u32 tile) {
-        f32 acc[NT][4];
+        f32 acc[NT][4] = {};
         multiply_tile<ENTRY_LOG>(acc, w, b, low, [&](int i) { return entries + i * BOOK_BYTES; });
         fetch(w);
         store_sums(acc, lane, [&](u32 token, u32 row, f32 v) {

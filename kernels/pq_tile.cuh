@@ -19,19 +19,22 @@ __device__ __forceinline__ u32 plane_word(u32 lane, u32 w) {
     return (BITS & ~1) * 32 + lane;
 }
 
-// A lane's words of one tile.
+// A lane's words of one tile. Not by the path for constants (load_stream): the compiler would put these loads off to the
+// end of a step, past all that could hide them.
 __device__ __forceinline__ void load_tile(u32 (&w)[BITS], const u32* tile, u32 lane) {
 #pragma unroll
-    for (int q = 0; q < BITS / 4; q++) {
-        const uint4 v = load_stream(reinterpret_cast<const uint4*>(tile + q * 128) + lane);
-        w[q * 4] = v.x, w[q * 4 + 1] = v.y, w[q * 4 + 2] = v.z, w[q * 4 + 3] = v.w;
+    for (int q = 0; q < BITS / 4 * 4; q += 4) {
+        asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(w[q]), "=r"(w[q + 1]), "=r"(w[q + 2]), "=r"(w[q + 3]) : "l"(tile + q * 32 + lane * 4));
     }
     if constexpr (BITS & 2) {
         constexpr int AT = BITS / 4 * 4;
-        const uint2 v = load_stream(reinterpret_cast<const uint2*>(tile + AT * 32) + lane);
-        w[AT] = v.x, w[AT + 1] = v.y;
+        asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+                     : "=r"(w[AT]), "=r"(w[AT + 1]) : "l"(tile + AT * 32 + lane * 2));
     }
-    if constexpr (BITS & 1) w[BITS - 1] = load_stream(tile + (BITS - 1) * 32 + lane);
+    if constexpr (BITS & 1) {
+        asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(w[BITS - 1]) : "l"(tile + (BITS - 1) * 32 + lane));
+    }
 }
 
 // Code `i` (0..31) of a lane's words, shifted left by LOG, with `low`'s bits below. One instruction where a code is a
@@ -70,6 +73,20 @@ constexpr int PAIRS = LANE_CODES * ENTRY / 2, STEPS = PAIRS / 2;
 
 struct Entry { u32 word[ENTRY_WORDS]; };
 
+// From an address in shared memory: a constant added to it costs nothing, which it would to a generic pointer.
+__device__ __forceinline__ Entry load_entry(u32 at) {
+    Entry e;
+    if constexpr (ENTRY_WORDS == 1) {
+        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(e.word[0]) : "r"(at));
+    } else if constexpr (ENTRY_WORDS == 2) {
+        asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(e.word[0]), "=r"(e.word[1]) : "r"(at));
+    } else {
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(e.word[0]), "=r"(e.word[1]), "=r"(e.word[2]), "=r"(e.word[3]) : "r"(at));
+    }
+    return e;
+}
+
 __device__ __forceinline__ Entry load_entry(const char* at) {
     Entry e;
     if constexpr (ENTRY_WORDS == 1) {
@@ -84,13 +101,14 @@ __device__ __forceinline__ Entry load_entry(const char* at) {
     return e;
 }
 
-// The pairs of weights of one row of a lane (`half` 0: row g, 1: row g + 8), from a table at `at(code index)` whose
-// entries are 1 << LOG bytes apart and begin at `low`.
-template <int LOG, class Base>
-__device__ __forceinline__ void pairs_of(u32 (&pairs)[PAIRS], const u32 (&w)[BITS], int half, u32 low, Base at) {
+// The pairs of weights of codes `first`, first + 1, ... of a lane (0-15: row g, 16-31: row g + 8), from a table at
+// `at(code's column)`, a pointer or an address in shared memory, whose entries are 1 << LOG bytes apart and begin at
+// `low`.
+template <int LOG, int COUNT, class Base>
+__device__ __forceinline__ void pairs_of(u32 (&pairs)[COUNT], const u32 (&w)[BITS], int first, u32 low, Base at) {
 #pragma unroll
-    for (int i = 0; i < LANE_CODES; i++) {
-        const Entry e = load_entry(at(i) + code_at<LOG>(w, half * LANE_CODES + i, low));
+    for (int i = 0; i < COUNT * 2 / ENTRY; i++) {
+        const Entry e = load_entry(at((first + i) % LANE_CODES) + code_at<LOG>(w, first + i, low));
         if constexpr (ENTRY == 1) {
             pairs[i / 2] = i % 2 ? __byte_perm(pairs[i / 2], e.word[0], 0x5410) : e.word[0];
         } else {
@@ -102,10 +120,15 @@ __device__ __forceinline__ void pairs_of(u32 (&pairs)[PAIRS], const u32 (&w)[BIT
 
 #ifdef PQ_REPLICAS
 // A shared codebook in shared memory, each entry PQ_REPLICAS times side by side: with 128 bytes of copies no two
-// lanes of a warp ever want the same bank. Copies of 8-bit codes' entries stand 256 bytes apart, see code_at.
+// lanes of a warp ever want the same bank. PQ_SPREAD: the copies of an entry stand 256 bytes
+// apart, which code_at does for 8-bit codes in one instruction.
 constexpr int REPLICAS = PQ_REPLICAS, COPIES_BYTES = REPLICAS * ENTRY_BYTES;
 __device__ constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
-constexpr int TABLE_LOG = BITS == 8 && COPIES_BYTES == 128 ? 8 : log2_of(COPIES_BYTES);
+#ifdef PQ_SPREAD
+constexpr int TABLE_LOG = 8;
+#else
+constexpr int TABLE_LOG = log2_of(COPIES_BYTES);
+#endif
 constexpr int TABLE_BYTES = (1 << BITS) << TABLE_LOG;
 
 __device__ __forceinline__ void fill_table(char* table, const u32* codebook) {
@@ -136,6 +159,24 @@ __device__ __forceinline__ void fill_table(char* table, const u32* codebook) {
             if (i < COUNT) reinterpret_cast<uint4*>(table + (i / PARTS << TABLE_LOG))[i % PARTS] = v[k];
         }
     }
+}
+
+// The copies stand at an address that is known here, so that it is part of every lookup's instruction: behind all that
+// kernels have in shared memory besides.
+constexpr u32 TABLE_AT = PQ_TABLE_AT;
+
+__device__ __forceinline__ char* table_start() {
+    return dynamic_shared + (TABLE_AT - (u32)__cvta_generic_to_shared(dynamic_shared));
+}
+
+// The codebook's copies, if they are not there yet: the same codebook serves a step's matrices.
+__device__ __forceinline__ void use_table(char* table, const u32* codebook) {
+#ifdef STEP
+    if (table_of == codebook) return;
+    __syncthreads();
+    if (threadIdx.x == 0) table_of = codebook;
+#endif
+    fill_table(table, codebook);
 }
 
 __device__ __forceinline__ u32 lane_offset(u32 lane) { return lane % REPLICAS * ENTRY_BYTES; }

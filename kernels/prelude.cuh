@@ -2,14 +2,27 @@
 // Hadamard rotation, and the two halves of programmatic dependent launch. The parameter structs of ops.rs and the
 // specialisation constants stand before this text.
 
-#define KERNEL extern "C" __global__ void
-
 typedef unsigned short u16;
 typedef unsigned long long u64;
+
+#ifndef STEP
+#define KERNEL extern "C" __global__ void
+#define BOUNDS(...) __launch_bounds__(__VA_ARGS__)
+
+extern __shared__ __align__(16) char dynamic_shared[];
+
+// A block of a kernel that takes its grid as it is; see step.cuh.
+__device__ __forceinline__ u32 real_block() { return blockIdx.x; }
+__device__ __forceinline__ u32 real_grid() { return gridDim.x; }
+
+// A kernel's dynamic shared memory.
+__device__ __forceinline__ char* phase_shared() { return dynamic_shared; }
+#endif
 
 // Element types of dense weights, as numbered by the host.
 enum Dtype { F32 = 0, F16 = 1, BF16 = 2 };
 
+#ifndef STEP
 // Launches overlap on Hopper: a kernel may start while the one before it still runs. What an earlier kernel wrote may
 // be read, and anything may be written, only after wait_inputs(); weights may be read before it.
 __device__ __forceinline__ void wait_inputs() {
@@ -24,6 +37,7 @@ __device__ __forceinline__ void release_next() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+#endif
 
 __device__ __forceinline__ f32 from_f16(u16 h) {
     f32 f;
@@ -100,6 +114,15 @@ __device__ __forceinline__ f32 block_sum(f32 v) {
     return warp_sum(lane < warps ? part[lane] : 0.f);
 }
 
+// Both within 1e-6, in little code: x is brought to [-pi, pi], where the fast ones are good.
+__device__ __forceinline__ void sine_cosine(f32 x, f32& sine, f32& cosine) {
+    const f32 turns = rintf(x * 0.15915494f);
+    x = fmaf(turns, -6.28125f, x);
+    x = fmaf(turns, -1.93500518798828125e-3f, x);
+    x = fmaf(turns, -3.0199159819e-7f, x);
+    sine = __sinf(x), cosine = __cosf(x);
+}
+
 __device__ __forceinline__ f32 sigmoid(f32 x) { return 1.f / (1.f + __expf(-x)); }
 __device__ __forceinline__ f32 silu(f32 x) { return x * sigmoid(x); }
 
@@ -111,28 +134,74 @@ __device__ __forceinline__ f32 rotation_sign(u32 i) {
     return ((h ^ (h >> 16)) & 1u) ? -1.f : 1.f;
 }
 
-// A thread block rotates `count` elements in shared memory, blocks of `block`, which begin at element `first` of a row;
-// or undoes it. A loop over stages: short kernels are as long as their code, which every launch fetches anew.
-template <bool INVERSE>
-__device__ __forceinline__ void rotate_shared(f32* v, u32 first, u32 count, u32 block) {
-    const f32 norm = rsqrtf((f32)block);
+// Where element i of a row stands that is rotated in shared memory: rotate_shared() then meets no bank twice.
+__device__ __forceinline__ u32 padded(u32 i) { return i + (i >> 6) * 8; }
+
+// Butterflies of distances half, 2 half and 4 half, eight elements a thread.
+__device__ __forceinline__ void butterflies_of_8(f32* v, u32 count, u32 half) {
+    for (u32 p = threadIdx.x; p < count / 8; p += blockDim.x) {
+        const u32 low = p & (half - 1), first = (p - low) * 8 + low;
+        f32 e[8];
+        if (half == 1) {
+            const float4* at = reinterpret_cast<const float4*>(v + padded(first));
+            const float4 a = at[0], b = at[1];
+            e[0] = a.x, e[1] = a.y, e[2] = a.z, e[3] = a.w, e[4] = b.x, e[5] = b.y, e[6] = b.z, e[7] = b.w;
+        } else {
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) e[k] = v[padded(first + k * half)];
+        }
+#pragma unroll
+        for (u32 apart = 1; apart < 8; apart *= 2) {
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) {
+                if (k & apart) continue;
+                const f32 a = e[k], b = e[k + apart];
+                e[k] = a + b, e[k + apart] = a - b;
+            }
+        }
+        if (half == 1) {
+            float4* at = reinterpret_cast<float4*>(v + padded(first));
+            at[0] = make_float4(e[0], e[1], e[2], e[3]), at[1] = make_float4(e[4], e[5], e[6], e[7]);
+        } else {
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) v[padded(first + k * half)] = e[k];
+        }
+    }
+}
+
+// A thread block multiplies blocks of `block` elements of v, 16-byte aligned, by the Hadamard matrix (times sqrt(block)):
+// `count` elements in shared memory, element i at padded(i). Between barriers.
+__device__ __forceinline__ void hadamard_shared(f32* v, u32 count, u32 block) {
     __syncthreads();
-    if (!INVERSE) {
-        for (u32 i = threadIdx.x; i < count; i += blockDim.x) v[i] *= rotation_sign(first + i) * norm;
+    u32 half = 1;
+#pragma unroll 1
+    for (; half * 8 <= block; half *= 8) {
+        butterflies_of_8(v, count, half);
         __syncthreads();
     }
 #pragma unroll 1
-    for (u32 half = 1; half < block; half *= 2) {
+    for (; half < block; half *= 2) {
         for (u32 p = threadIdx.x; p < count / 2; p += blockDim.x) {
-            const u32 i = (p & ~(half - 1)) + p, j = i + half;
-            const f32 a = v[i], b = v[j];
-            v[i] = a + b;
-            v[j] = a - b;
+            const u32 i = (p & ~(half - 1)) + p;
+            f32 &a = v[padded(i)], &b = v[padded(i + half)];
+            const f32 sum = a + b;
+            b = a - b, a = sum;
         }
         __syncthreads();
     }
+}
+
+// Rotates such elements, which begin at element `first` of a row; or undoes it.
+template <bool INVERSE>
+__device__ __forceinline__ void rotate_shared(f32* v, u32 first, u32 count, u32 block) {
+    const f32 norm = rsqrtf((f32)block);
+    if (!INVERSE) {
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < count; i += blockDim.x) v[padded(i)] *= rotation_sign(first + i) * norm;
+    }
+    hadamard_shared(v, count, block);
     if (INVERSE) {
-        for (u32 i = threadIdx.x; i < count; i += blockDim.x) v[i] *= rotation_sign(first + i) * norm;
+        for (u32 i = threadIdx.x; i < count; i += blockDim.x) v[padded(i)] *= rotation_sign(first + i) * norm;
         __syncthreads();
     }
 }

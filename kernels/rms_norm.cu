@@ -1,7 +1,7 @@
 // y = (weight + weight_offset) * x / sqrt(mean(x^2) + eps) per row, rotated. One block a row; the row stays in shared
 // memory between the sum, the product and the rotation.
-KERNEL __launch_bounds__(1024) rms_norm(const f32* x, const f32* weight, f32* y, RmsNormParams params) {
-    extern __shared__ f32 row[];
+KERNEL BOUNDS(1024) rms_norm(const f32* x, const f32* weight, f32* y, RmsNormParams params) {
+    f32* row = reinterpret_cast<f32*>(phase_shared()); // element i at padded(i)
     constexpr u32 AT_ONCE = 4;
     release_next();
     wait_inputs();
@@ -20,10 +20,10 @@ KERNEL __launch_bounds__(1024) rms_norm(const f32* x, const f32* weight, f32* y,
         for (u32 k = 0; k < AT_ONCE; k++) {
             const u32 i = first + k * blockDim.x;
             sum += v[k] * v[k];
-            if (i < params.dim) row[i] = v[k] * w[k];
+            if (i < params.dim) row[padded(i)] = v[k] * w[k];
         }
     }
     const f32 scale = rsqrtf(block_sum(sum) / params.dim + params.eps);
     if (params.rotate) rotate_shared<false>(row, 0, params.dim, params.rotate);
-    for (u32 i = threadIdx.x; i < params.dim; i += blockDim.x) out[i] = row[i] * scale;
+    for (u32 i = threadIdx.x; i < params.dim; i += blockDim.x) out[i] = row[padded(i)] * scale;
 }

@@ -25,7 +25,7 @@ KERNEL rope_cache(f32* qkv, const f32* q_norm, const f32* k_norm, const f32* inv
         const u32 half = params.rotary_dim / 2;
         if (i < params.rotary_dim) {
             f32 sine, cosine;
-            sincosf((f32)position * inv_freq[i % half], &sine, &cosine);
+            sine_cosine((f32)position * inv_freq[i % half], sine, cosine);
             v = i < half ? head[i] * cosine - head[i + half] * sine : head[i] * cosine + head[i - half] * sine;
         }
     }

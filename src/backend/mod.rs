@@ -51,6 +51,9 @@ impl WeightData<'_> {
     }
 }
 
+/// What a list of commands depends on.
+pub type Key = [u64; 4];
+
 /// Memory bandwidth in bytes per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bandwidth {
@@ -77,6 +80,10 @@ pub trait Backend {
     /// What runs here, for people: "cpu, 2 threads", "cuda, NVIDIA H200".
     fn describe(&self) -> String;
 
+    /// An error that says how much there is where there is no room for weights of `bytes`; before any is uploaded.
+    fn check_room(&self, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
     /// A buffer of `words` zeros.
     fn alloc(&self, words: usize) -> Result<Self::Buffer>;
     /// A key or value cache of `elements` zeros, in the element type of this backend's [`Backend::attention`].
@@ -94,6 +101,14 @@ pub trait Backend {
     fn begin(&self) -> Result<Self::Commands>;
     /// Runs what was recorded.
     fn submit(&self, commands: Self::Commands) -> Result<()>;
+    /// [`Backend::submit`] of commands that are the same whenever `key` is.
+    fn submit_as(&self, commands: Self::Commands, _key: Key) -> Result<()> {
+        self.submit(commands)
+    }
+    /// Runs the commands of a key again, if they are there still; else they have to be recorded.
+    fn replay(&self, _key: &Key) -> Result<bool> {
+        Ok(false)
+    }
 
     fn embed(&self, c: &mut Self::Commands, op: ops::Embed<'_, Self::Buffer, Self::Weight>) -> Result<()>;
     fn gather_rows(&self, c: &mut Self::Commands, op: ops::GatherRows<'_, Self::Buffer>) -> Result<()>;

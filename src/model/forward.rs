@@ -1,5 +1,7 @@
 //! The one forward pass, for every family and backend.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::arch::{Input, Names};
 use super::attention::Attention;
 use super::delta_net::DeltaNet;
@@ -7,7 +9,7 @@ use super::linear::{Linear, LinearIo, word};
 use super::load::{Model, Tensors};
 use super::mlp::Mlp;
 use super::state::{Batch, LayerState, Scratch, Segment, SessionOptions};
-use crate::backend::Backend;
+use crate::backend::{Backend, Key};
 use crate::config::{Mixer, ModelConfig};
 use crate::ops::{self, EmbedParams, GatherRowsParams, LinearParams, RmsNormParams};
 use crate::{Error, Result};
@@ -124,6 +126,12 @@ impl<B: Backend> Pass<'_, B> {
     }
 }
 
+/// 1, 2, 3, ...
+fn next_number() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
+}
+
 /// A copy of the rows `index` of `x` `[*, dim]`.
 fn copy<B: Backend>(
     backend: &B,
@@ -151,6 +159,8 @@ pub struct Session<'m, B: Backend> {
     pub(super) state: Vec<LayerState<B>>,
     /// Tokens that each slot holds.
     positions: Vec<usize>,
+    /// A number that no other session's buffers have, nor these before they were allocated anew.
+    buffers: u64,
 }
 
 impl<'m, B: Backend> Session<'m, B> {
@@ -171,7 +181,8 @@ impl<'m, B: Backend> Session<'m, B> {
             .map(|&mixer| LayerState::new(&model.backend, config, mixer, &options))
             .collect::<Result<_>>()?;
         let scratch = Scratch::new(model, &options)?;
-        Ok(Self { model, options, scratch, state, positions: vec![0; options.slots] })
+        let positions = vec![0; options.slots];
+        Ok(Self { model, options, scratch, state, positions, buffers: next_number() })
     }
 
     pub fn model(&self) -> &'m Model<B> {
@@ -237,13 +248,34 @@ impl<'m, B: Backend> Session<'m, B> {
     }
 
     /// Runs the batch; how many rows of logits there are now.
-    async fn run(&mut self, batch: &Batch, mut tap: Option<Tap<'_>>) -> Result<usize> {
+    async fn run(&mut self, batch: &Batch, tap: Option<Tap<'_>>) -> Result<usize> {
         let segments = self.check(batch)?;
         let wanted: Vec<u32> =
             (0u32..).zip(&batch.rows).filter(|(_, row)| row.want_logits).map(|(i, _)| i).collect();
-        self.scratch.reserve_logits(self.model, wanted.len())?;
+        if self.scratch.reserve_logits(self.model, wanted.len())? {
+            self.buffers = next_number();
+        }
         self.write_batch(batch, &segments, &wanted)?;
 
+        let key = [self.buffers, batch.rows.len() as u64, segments.len() as u64, wanted.len() as u64];
+        if tap.is_some() || !self.model.backend.replay(&key)? {
+            self.record(batch, segments.len(), wanted.len(), key, tap).await?;
+        }
+        for segment in segments {
+            self.positions[segment.slot] = segment.position + segment.rows;
+        }
+        Ok(wanted.len())
+    }
+
+    /// Records the batch and submits it.
+    async fn record(
+        &mut self,
+        batch: &Batch,
+        segments: usize,
+        wanted: usize,
+        key: Key,
+        mut tap: Option<Tap<'_>>,
+    ) -> Result<()> {
         let (backend, config) = (&self.model.backend, &self.model.config);
         let (rows, dim) = (batch.rows.len() as u32, config.hidden as u32);
         let mut commands = backend.begin()?;
@@ -258,7 +290,7 @@ impl<'m, B: Backend> Session<'m, B> {
                 commands: &mut commands,
                 scratch: &mut self.scratch,
                 rows,
-                segments: segments.len() as u32,
+                segments: segments as u32,
                 context: self.options.context,
                 inputs: None,
             };
@@ -267,15 +299,10 @@ impl<'m, B: Backend> Session<'m, B> {
             commands =
                 show(backend, commands, &mut tap, &name, &self.scratch.x, (rows * dim) as usize).await?;
         }
-        let count = wanted.len() as u32;
-        if count > 0 {
-            commands = self.head(commands, count, &mut tap).await?;
+        if wanted > 0 {
+            commands = self.head(commands, wanted as u32, &mut tap).await?;
         }
-        backend.submit(commands)?;
-        for segment in segments {
-            self.positions[segment.slot] = segment.position + segment.rows;
-        }
-        Ok(wanted.len())
+        if tap.is_some() { backend.submit(commands) } else { backend.submit_as(commands, key) }
     }
 
     /// The first `rows` rows of logits.

@@ -203,6 +203,7 @@ pub struct Model<B: Backend> {
 impl<B: Backend> Model<B> {
     /// Loads every weight of `source` onto the backend.
     pub fn load(backend: B, source: &Source) -> Result<Self> {
+        backend.check_room(source.bytes())?;
         let config = source.config().clone();
         let mut tensors = Tensors::new(source, &backend);
         let present = tensors.present.clone();

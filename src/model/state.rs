@@ -148,15 +148,16 @@ impl<B: Backend> Scratch<B> {
         })
     }
 
-    /// Makes room for the logits of `rows` rows.
-    pub fn reserve_logits(&mut self, model: &Model<B>, rows: usize) -> Result<()> {
-        if rows > self.logit_rows {
+    /// Makes room for the logits of `rows` rows; whether that took other buffers.
+    pub fn reserve_logits(&mut self, model: &Model<B>, rows: usize) -> Result<bool> {
+        let grows = rows > self.logit_rows;
+        if grows {
             self.last = model.backend.alloc(rows * model.config.hidden)?;
             self.logits =
                 model.backend.alloc(product("the logits of a session", &[rows, model.config.vocab])?)?;
             self.logit_rows = rows;
         }
-        Ok(())
+        Ok(grows)
     }
 }
 

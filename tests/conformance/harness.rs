@@ -17,9 +17,9 @@ pub const ELEMENTWISE: Tolerance = Tolerance { abs: 2e-5, rel: 2e-5 };
 /// Sums of up to some thousand products of order 1 in f32, in any order.
 pub const SUMS: Tolerance = Tolerance { abs: 2e-4, rel: 1e-4 };
 
-/// Inputs and the cache rounded to f16 (2^-12), through all layers of a small random model, which amplifies it; one
-/// wrong formula moves some logit by 0.85 or more.
-pub const HALF: Tolerance = Tolerance { abs: 0.15, rel: 0.02 };
+/// Inputs and the cache rounded to f16 (2^-12), through all layers of a small random model, which amplifies it: the
+/// worst of 67,600 logits of such a model is off by 0.287; one wrong formula moves some logit by 0.85 or more.
+pub const HALF: Tolerance = Tolerance { abs: 0.3, rel: 0.02 };
 
 /// Compares `got` with `expected`, both of `shape`; the error lists the worst element by its multi-index. NaN never
 /// passes.

@@ -4,6 +4,8 @@
 
 mod attention;
 mod causal_conv;
+#[cfg(feature = "cuda")]
+mod decode;
 mod delta_rule;
 mod dense_matmul;
 mod embed;
@@ -40,6 +42,12 @@ conformance!(
     [dense_matmul, forward, pq_matmul, pq_matvec],
     harness::HALF
 );
+
+// Whole decode steps, which are one launch where they can be.
+#[cfg(feature = "cuda")]
+conformance!(cuda_decode, cuda(fasq::backend::cuda::Precision::Single), [decode], harness::EXACT);
+#[cfg(feature = "cuda")]
+conformance!(cuda_decode_half, cuda(fasq::backend::cuda::Precision::Half), [decode], harness::HALF);
 
 /// The first CUDA device; none where there is none.
 #[cfg(feature = "cuda")]

@@ -13,33 +13,69 @@ use cudarc::cublas::sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation
 use cudarc::driver::{CudaGraph, sys};
 
 use super::device::{Device, Function, Memory, address, driver};
-use super::error;
+use super::kernels::Matvec;
+use super::{error, step};
 use crate::Result;
+use crate::backend::Key;
 
 /// Graphs that are kept.
 const GRAPHS: usize = 16;
 
 /// One argument of a kernel.
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Arg {
+pub enum Arg {
     Address(u64),
     Word(u32),
     Params([u32; 16]),
 }
 
-/// A kernel with its arguments.
+/// A kernel with its arguments, recorded.
+#[derive(Clone)]
+pub struct Kernel {
+    pub function: Rc<Function>,
+    pub grid: [u32; 3],
+    pub block: u32,
+    pub shared: u32,
+    pub args: Vec<Arg>,
+    /// Of pq_matvec_shared.
+    pub matvec: Option<Rc<Matvec>>,
+    /// All blocks must be on the device together.
+    pub resident: bool,
+}
+
+impl PartialEq for Kernel {
+    fn eq(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.function, &other.function)
+            && (self.grid, self.block, self.shared) == (other.grid, other.block, other.shared)
+            && self.args == other.args
+    }
+}
+
+impl Eq for Kernel {}
+
+impl Hash for Kernel {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (Rc::as_ptr(&self.function), self.grid, self.block, self.shared, &self.args).hash(state);
+    }
+}
+
+/// A kernel with its arguments and the memory that they name.
 pub struct Launch {
-    function: Rc<Function>,
-    grid: [u32; 3],
-    block: u32,
-    shared: u32,
-    args: Vec<Arg>,
+    kernel: Kernel,
     keep: Vec<Memory>,
 }
 
 impl Launch {
     pub fn new(function: Rc<Function>, grid: [u32; 3], block: u32, shared: u32) -> Self {
-        Self { function, grid, block, shared, args: Vec::with_capacity(12), keep: Vec::with_capacity(8) }
+        let args = Vec::with_capacity(16);
+        let kernel = Kernel { function, grid, block, shared, args, matvec: None, resident: false };
+        Self { kernel, keep: Vec::with_capacity(8) }
+    }
+
+    /// Says that this is a launch of pq_matvec_shared.
+    pub fn matvec(mut self, matvec: Matvec) -> Self {
+        self.kernel.matvec = Some(Rc::new(matvec));
+        self
     }
 
     pub fn memory(self, memory: &Memory) -> Self {
@@ -48,7 +84,7 @@ impl Launch {
 
     /// `memory` from byte `offset` on.
     pub fn memory_at(mut self, memory: &Memory, offset: u64) -> Self {
-        self.args.push(Arg::Address(address(memory) + offset));
+        self.kernel.args.push(Arg::Address(address(memory) + offset));
         self.keep.push(memory.clone());
         self
     }
@@ -58,20 +94,20 @@ impl Launch {
         match memory {
             Some(memory) => self.memory_at(memory, offset),
             None => {
-                self.args.push(Arg::Address(0));
+                self.kernel.args.push(Arg::Address(0));
                 self
             }
         }
     }
 
     pub fn word(mut self, word: u32) -> Self {
-        self.args.push(Arg::Word(word));
+        self.kernel.args.push(Arg::Word(word));
         self
     }
 
     /// A 64-bit number.
     pub fn long(mut self, number: u64) -> Self {
-        self.args.push(Arg::Address(number));
+        self.kernel.args.push(Arg::Address(number));
         self
     }
 
@@ -79,7 +115,7 @@ impl Launch {
     pub fn params(mut self, words: &[u32]) -> Self {
         let mut all = [0; 16];
         all[..words.len()].copy_from_slice(words);
-        self.args.push(Arg::Params(all));
+        self.kernel.args.push(Arg::Params(all));
         self
     }
 }
@@ -101,8 +137,8 @@ pub struct Gemm {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Work {
-    Kernel { function: usize, grid: [u32; 3], block: u32, shared: u32, args: Vec<Arg> },
+pub enum Work {
+    Kernel(Kernel),
     Gemm(Gemm),
 }
 
@@ -111,16 +147,12 @@ enum Work {
 pub struct Commands {
     work: Vec<Work>,
     memory: Vec<Memory>,
-    functions: Vec<Rc<Function>>,
 }
 
 impl Commands {
     pub fn launch(&mut self, launch: Launch) {
-        let Launch { function, grid, block, shared, args, keep } = launch;
-        let raw = function.function.cu_function() as usize;
-        self.work.push(Work::Kernel { function: raw, grid, block, shared, args });
-        self.memory.extend(keep);
-        self.functions.push(function);
+        self.work.push(Work::Kernel(launch.kernel));
+        self.memory.extend(launch.keep);
     }
 
     pub fn gemm(&mut self, gemm: Gemm, keep: [&Memory; 3]) {
@@ -129,10 +161,19 @@ impl Commands {
     }
 }
 
+/// A list of work as a graph.
+struct Kept {
+    work: Vec<Work>,
+    key: Option<Key>,
+    graph: CudaGraph,
+    /// What the graph reads besides what the list names.
+    _programs: Vec<Memory>,
+}
+
 /// The graphs of lists that came more than once.
 #[derive(Default)]
 pub struct Graphs {
-    kept: RefCell<VecDeque<(Vec<Work>, CudaGraph)>>,
+    kept: RefCell<VecDeque<Kept>>,
     /// Hashes of lists that came once, latest last.
     seen: RefCell<VecDeque<u64>>,
 }
@@ -144,30 +185,41 @@ impl Graphs {
         replay(device, &commands.work)
     }
 
-    /// Enqueues the commands.
-    pub fn submit(&self, device: &Device, commands: Commands) -> Result<()> {
+    /// Enqueues the commands of a key if they are a graph.
+    pub fn replay(&self, device: &Device, key: &Key) -> Result<bool> {
+        let kept = self.kept.borrow();
+        let Some(kept) = kept.iter().find(|kept| kept.key.as_ref() == Some(key)) else { return Ok(false) };
+        device.bind()?;
+        kept.graph.launch().map_err(driver)?;
+        Ok(true)
+    }
+
+    /// Enqueues the commands, which are the same whenever their key is.
+    pub fn submit_as(&self, device: &Device, commands: Commands, key: Option<Key>) -> Result<()> {
         device.bind()?;
         let mut kept = self.kept.borrow_mut();
-        if let Some((_, graph)) = kept.iter().find(|(work, _)| *work == commands.work) {
-            return graph.launch().map_err(driver);
+        if let Some(kept) = kept.iter_mut().find(|kept| kept.work == commands.work) {
+            kept.key = key.or(kept.key);
+            return kept.graph.launch().map_err(driver);
         }
         let mut hasher = DefaultHasher::new();
         commands.work.hash(&mut hasher);
         let hash = hasher.finish();
         let mut seen = self.seen.borrow_mut();
+        let (planned, programs) = step::plan(device, &commands.work)?;
         if !seen.contains(&hash) {
             seen.push_back(hash);
             if seen.len() > GRAPHS {
                 seen.pop_front();
             }
-            return replay(device, &commands.work);
+            return replay(device, &planned);
         }
-        let graph = capture(device, &commands.work)?;
+        let graph = capture(device, &planned)?;
         graph.launch().map_err(driver)?;
         if kept.len() == GRAPHS {
             kept.pop_front();
         }
-        kept.push_back((commands.work, graph));
+        kept.push_back(Kept { work: commands.work, key, graph, _programs: programs });
         Ok(())
     }
 }
@@ -184,24 +236,16 @@ fn capture(device: &Device, work: &[Work]) -> Result<CudaGraph> {
 fn replay(device: &Device, work: &[Work]) -> Result<()> {
     for work in work {
         match work {
-            Work::Kernel { function, grid, block, shared, args } => {
-                launch(device, *function, *grid, *block, *shared, args)?;
-            }
+            Work::Kernel(kernel) => launch(device, kernel)?,
             Work::Gemm(gemm) => multiply(device, gemm)?,
         }
     }
     Ok(())
 }
 
-fn launch(
-    device: &Device,
-    function: usize,
-    grid: [u32; 3],
-    block: u32,
-    shared: u32,
-    args: &[Arg],
-) -> Result<()> {
-    let mut pointers: Vec<*mut c_void> = args
+fn launch(device: &Device, kernel: &Kernel) -> Result<()> {
+    let mut pointers: Vec<*mut c_void> = kernel
+        .args
         .iter()
         .map(|arg| match arg {
             Arg::Address(value) => std::ptr::from_ref(value).cast_mut().cast(),
@@ -209,23 +253,32 @@ fn launch(
             Arg::Params(value) => std::ptr::from_ref(value).cast_mut().cast(),
         })
         .collect();
-    // Lets this kernel start while the one before it ends; see wait_inputs() in prelude.cuh.
-    let mut overlap = sys::CUlaunchAttribute {
-        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-        pad: [0; 4],
-        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    let mut attribute = if kernel.resident {
+        sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { cooperative: 1 },
+        }
+    } else {
+        // Lets this kernel start while the one before it ends; see wait_inputs() in prelude.cuh.
+        sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        }
     };
+    let [x, y, z] = kernel.grid;
     let config = sys::CUlaunchConfig {
-        gridDimX: grid[0],
-        gridDimY: grid[1],
-        gridDimZ: grid[2],
-        blockDimX: block,
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: kernel.block,
         blockDimY: 1,
         blockDimZ: 1,
-        sharedMemBytes: shared,
+        sharedMemBytes: kernel.shared,
         hStream: device.stream.cu_stream(),
-        attrs: &raw mut overlap,
-        numAttrs: u32::from(device.arch >= 90),
+        attrs: &raw mut attribute,
+        numAttrs: u32::from(kernel.resident || device.arch >= 90),
     };
     // SAFETY: the function is loaded (Commands holds it, and the device's cache), its parameters are of the sizes and
     // in the order of `args` (tests/conformance runs every kernel), and the memory that they name is alive: Commands
@@ -233,7 +286,7 @@ fn launch(
     unsafe {
         sys::cuLaunchKernelEx(
             &raw const config,
-            function as sys::CUfunction,
+            kernel.function.function.cu_function(),
             pointers.as_mut_ptr(),
             std::ptr::null_mut(),
         )

@@ -10,6 +10,7 @@ use cudarc::cublas::CudaBlas;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, sys};
 use cudarc::nvrtc::Ptx;
+use half::f16;
 
 use super::error;
 use super::kernels::Unit;
@@ -22,6 +23,9 @@ pub type Memory = Arc<CudaSlice<u32>>;
 /// Oldest architecture that the kernels' instructions need (mma.sync m16n8k16, cp.async: Ampere).
 const OLDEST_ARCH: u32 = 80;
 
+/// Besides its weights a model needs this much at least: cuBLAS, decoded slabs, activations.
+const WORKING_MEMORY: u64 = 128 << 20;
+
 /// Purposes of the scratch memory that operations share; each grows to the largest size asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scratch {
@@ -33,6 +37,8 @@ pub enum Scratch {
     Partial,
     /// Softmax sums of attention.
     Sums,
+    /// Attention's output before its rotation.
+    Attention,
     /// Results of argmax.
     Found,
     /// Of cuBLAS.
@@ -52,12 +58,19 @@ pub struct Device {
     functions: RefCell<HashMap<(Unit, &'static str), Rc<Function>>>,
     modules: RefCell<HashMap<Unit, Arc<CudaModule>>>,
     scratch: RefCell<HashMap<Scratch, Memory>>,
+    /// Scratch that became too small; graphs may still use it.
+    outgrown: RefCell<Vec<Memory>>,
+    universal: RefCell<Vec<(Vec<f16>, Memory)>>,
     blas: RefCell<Option<Rc<CudaBlas>>>,
 }
 
 /// A kernel, loaded.
 pub struct Function {
     pub function: CudaFunction,
+    pub unit: Unit,
+    pub entry: &'static str,
+    /// Shared memory that a launch may ask for.
+    pub dynamic_limit: u32,
 }
 
 /// How many devices there are; an error that says what is missing where there are none.
@@ -107,6 +120,8 @@ impl Device {
             functions: RefCell::default(),
             modules: RefCell::default(),
             scratch: RefCell::default(),
+            outgrown: RefCell::default(),
+            universal: RefCell::default(),
             blas: RefCell::default(),
         })
     }
@@ -150,16 +165,20 @@ impl Device {
         memory.map(Arc::new).map_err(|e| self.out_of_memory(e, words))
     }
 
+    /// An error where weights of `bytes` and what goes with them do not fit.
+    pub fn check_room(&self, bytes: u64) -> Result<()> {
+        let (free, total) = self.memory()?;
+        if bytes.saturating_add(WORKING_MEMORY) > free as u64 {
+            return Err(no_room(&self.name, bytes + WORKING_MEMORY, free, total));
+        }
+        Ok(())
+    }
+
     fn out_of_memory(&self, e: DriverError, words: usize) -> Error {
-        let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
         match (e.0, self.memory()) {
-            (sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY, Ok((free, total))) => error(format!(
-                "{} has no {:.2} GiB left: {:.2} of {:.2} GiB are free",
-                self.name,
-                gib(words * 4),
-                gib(free),
-                gib(total)
-            )),
+            (sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY, Ok((free, total))) => {
+                no_room(&self.name, words as u64 * 4, free, total)
+            }
             _ => driver(e),
         }
     }
@@ -200,8 +219,21 @@ impl Device {
         if let Some(memory) = self.scratch.borrow().get(&purpose).filter(|memory| memory.len() >= words) {
             return Ok(memory.clone());
         }
-        let memory = self.alloc(words, false)?;
-        self.scratch.borrow_mut().insert(purpose, memory.clone());
+        let memory = self.alloc(words.next_power_of_two(), false)?;
+        let outgrown = self.scratch.borrow_mut().insert(purpose, memory.clone());
+        self.outgrown.borrow_mut().extend(outgrown);
+        Ok(memory)
+    }
+
+    /// A universal codebook, once for all matrices: kernels that share it tell by its address.
+    pub fn universal(&self, entries: Vec<f16>) -> Result<Memory> {
+        let mut all = self.universal.borrow_mut();
+        if let Some((_, memory)) = all.iter().find(|(known, _)| *known == entries) {
+            return Ok(memory.clone());
+        }
+        let memory = self.alloc(entries.len().div_ceil(2), false)?;
+        self.write(&memory, bytemuck::cast_slice(&entries))?;
+        all.push((entries, memory.clone()));
         Ok(memory)
     }
 
@@ -218,7 +250,7 @@ impl Device {
         function
             .set_attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, dynamic)
             .map_err(|e| named(entry, &e))?;
-        let function = Rc::new(Function { function });
+        let function = Rc::new(Function { function, unit, entry, dynamic_limit: dynamic as u32 });
         self.functions.borrow_mut().insert((unit, entry), function.clone());
         Ok(function)
     }
@@ -262,6 +294,11 @@ pub fn address(memory: &Memory) -> u64 {
     memory.device_ptr(memory.stream()).0
 }
 
+fn no_room(name: &str, wanted: u64, free: usize, total: usize) -> Error {
+    let [wanted, free, total] = [wanted, free as u64, total as u64].map(|b| b as f64 / f64::from(1 << 30));
+    error(format!("{name} has no room for {wanted:.2} GiB: {free:.2} of its {total:.2} GiB are free"))
+}
+
 fn describe(e: &DriverError) -> String {
     e.error_string().map_or_else(|_| format!("{e:?}"), |text| text.to_string_lossy().into_owned())
 }
@@ -273,4 +310,15 @@ pub fn driver(e: DriverError) -> Error {
 
 fn named(kernel: &str, e: &DriverError) -> Error {
     error(format!("kernel {kernel}: {}", describe(e)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_room_says_how_much_there_is() {
+        let text = no_room("NVIDIA H200", 3 << 30, 1 << 29, 1 << 31).to_string();
+        assert!(text.contains("no room for 3.00 GiB: 0.50 of its 2.00 GiB are free"), "{text}");
+    }
 }

@@ -1,5 +1,6 @@
 //! The kernel sources, and the specialisations in which they are compiled.
 
+use super::step;
 use crate::ops;
 use crate::pq::PqSpec;
 
@@ -8,12 +9,12 @@ use crate::pq::PqSpec;
 pub struct Unit {
     /// The file, without its ending.
     pub file: &'static str,
-    constants: [Option<(&'static str, u32)>; 7],
+    constants: [Option<(&'static str, u32)>; 32],
 }
 
 impl Unit {
     pub fn new(file: &'static str, constants: &[(&'static str, u32)]) -> Self {
-        let mut all = [None; 7];
+        let mut all = [None; 32];
         for (slot, constant) in all.iter_mut().zip(constants) {
             *slot = Some(*constant);
         }
@@ -21,11 +22,27 @@ impl Unit {
     }
 
     /// The same with `name` defined as well.
-    fn with(mut self, name: &'static str, value: u32) -> Self {
+    pub fn with(mut self, name: &'static str, value: u32) -> Self {
         if let Some(slot) = self.constants.iter_mut().find(|slot| slot.is_none()) {
             *slot = Some((name, value));
         }
         self
+    }
+
+    /// The same with the constants of `other` as well; none if a name has two values.
+    pub fn joined(mut self, other: &Self) -> Option<Self> {
+        for (name, value) in other.constants.iter().flatten() {
+            match self.constant(name) {
+                Some(ours) if ours == *value => {}
+                Some(_) => return None,
+                None => self = self.with(name, *value),
+            }
+        }
+        Some(self)
+    }
+
+    pub fn constant(&self, name: &str) -> Option<u32> {
+        self.constants.iter().flatten().find(|(ours, _)| *ours == name).map(|(_, value)| *value)
     }
 
     /// The file and its constants, for messages and file names.
@@ -40,14 +57,21 @@ impl Unit {
         for (name, value) in self.constants.iter().flatten() {
             source += &format!("#define {name} {value}\n");
         }
-        let tiles =
-            if self.constants.iter().flatten().any(|(name, _)| *name == "PQ_D") { PQ_TILE } else { "" };
-        let file = SOURCES.iter().find(|(name, _)| *name == self.file).map_or("", |(_, text)| text);
-        [&source, ops::CUDA, PRELUDE, tiles, file].concat()
+        let tiles = if self.constant("PQ_D").is_some() { PQ_TILE } else { "" };
+        if self.file == "step" {
+            return step::source(self, &[&source, ops::CUDA, STEP_PRELUDE, PRELUDE, tiles].concat());
+        }
+        [&source, ops::CUDA, PRELUDE, tiles, text(self.file)].concat()
     }
 }
 
+/// The text of a source file.
+pub fn text(file: &str) -> &'static str {
+    SOURCES.iter().find(|(name, _)| *name == file).map_or("", |(_, text)| text)
+}
+
 const PRELUDE: &str = include_str!("../../../kernels/prelude.cuh");
+const STEP_PRELUDE: &str = include_str!("../../../kernels/step.cuh");
 const PQ_TILE: &str = include_str!("../../../kernels/pq_tile.cuh");
 
 macro_rules! sources {
@@ -72,6 +96,7 @@ sources!(
     "rms_norm",
     "rope_cache",
     "rotate",
+    "step",
     "stream_read",
     "swiglu",
 );
@@ -79,10 +104,12 @@ sources!(
 /// Rows of a tile of product-quantized codes, and codes of one of its rows.
 pub const TILE_ROWS: usize = 16;
 pub const TILE_CODES: usize = 64;
-/// Shared memory for a codebook's copies: what a block may have on sm_86, less room for sums.
-const TABLE_LIMIT: usize = 64 << 10;
-/// Warps of the attention kernel, a block.
-pub const ATTENTION_THREADS: u32 = 128;
+/// Shared memory for a codebook's copies, of a block that may have `limit`.
+fn table_limit(limit: usize) -> usize {
+    if limit >= ROOMY { 64 << 10 } else { 32 << 10 }
+}
+/// Threads of a block of the attention kernel for few rows.
+pub const ATTENTION_THREADS: u32 = 512;
 /// Rows of a piece of the causal convolution.
 pub const CONV_PIECE: u32 = 64;
 
@@ -110,8 +137,9 @@ impl Lookup {
     pub fn of(spec: &PqSpec, cols: usize, shared_limit: usize) -> Self {
         let entry = 2 * entry_halves(spec);
         let table = spec.k * entry;
-        if spec.codebooks(cols) == 1 && table <= TABLE_LIMIT {
-            let replicas = (128 / entry).min(TABLE_LIMIT / table);
+        // The copies of an entry are at least the 16 bytes that fill_table writes at once.
+        if spec.codebooks(cols) == 1 && table * 16_usize.div_ceil(entry) <= table_limit(shared_limit) {
+            let replicas = (128 / entry).min(table_limit(shared_limit) / table);
             Self::Shared { replicas: 1 << replicas.ilog2() }
         } else if spec.subspaces_per_codebook(cols) == 1 && TILE_CODES * table <= shared_limit {
             Self::Subspace
@@ -121,75 +149,133 @@ impl Lookup {
     }
 }
 
-/// Bytes of a codebook's copies in shared memory; see TABLE_LOG in pq_tile.cuh.
-fn table_bytes(spec: &PqSpec, replicas: u32) -> u32 {
+/// Shared memory of a block from which on copies of a codebook's entries are spread; see PQ_SPREAD in pq_tile.cuh.
+const ROOMY: usize = 160 << 10;
+
+/// A kernel with `replicas` copies of a codebook in shared memory, of which a block may have `limit`; and the shared
+/// memory up to their end.
+fn with_table(unit: Unit, spec: &PqSpec, replicas: u32, limit: usize) -> (Unit, u32) {
     let copies = 2 * entry_halves(spec) as u32 * replicas;
-    spec.k as u32 * if spec.k == 256 && copies == 128 { 256 } else { copies }
+    let unit = unit.with("PQ_REPLICAS", replicas).with("PQ_TABLE_AT", TABLE_AT);
+    if spec.k == 256 && copies == 128 && limit >= ROOMY {
+        (unit.with("PQ_SPREAD", 1), TABLE_AT + 256 * 256)
+    } else {
+        (unit, TABLE_AT + spec.k as u32 * copies)
+    }
 }
 
 fn pq(file: &'static str, spec: &PqSpec) -> Unit {
     Unit::new(file, &[("PQ_D", spec.d as u32), ("PQ_BITS", spec.code_bits() as u32)])
 }
 
-/// The decode kernel for up to `tokens` rows of x, and its shape.
+/// Rows of x that the decode kernels take at once, where a block may have `limit` bytes of shared memory.
+pub fn matvec_tokens(spec: &PqSpec, lookup: Lookup, limit: usize) -> u32 {
+    let most = if spec.d > 4 { 8 } else { 16 };
+    let fits = |tokens: &u32| match lookup {
+        Lookup::Shared { replicas } => {
+            let matvec = Matvec::new(spec, replicas, *tokens, limit);
+            matvec.shared(1, 0) <= matvec.limit
+        }
+        _ => true,
+    };
+    [16, 8, 4].into_iter().filter(|tokens| *tokens <= most).find(fits).unwrap_or(1)
+}
+
+/// The rows of x that a decode kernel for `rows` is made for.
+fn tokens(rows: u32) -> u32 {
+    [1, 4, 8, 16].into_iter().find(|tokens| rows <= *tokens).unwrap_or(16)
+}
+
+/// The decode kernel of a shared codebook, and its shape.
 #[derive(Clone, Copy, Debug)]
 pub struct Matvec {
     pub unit: Unit,
     /// Rows of x, at most: 1, 4, 8 or 16.
     pub tokens: u32,
-    /// Warps of a block, at most.
+    /// Warps of a block; each takes 64 codes of a row at a time, so all of them make a pass over the columns.
     pub warps: u32,
-    /// Row tiles between two meetings of a block's warps.
-    pub batch: u32,
-}
-
-/// Rows of x that the decode kernels take at once.
-pub fn matvec_tokens(spec: &PqSpec) -> u32 {
-    if spec.d > 4 { 8 } else { 16 }
+    /// Shared memory up to the end of the codebook's copies.
+    pub table: u32,
+    /// Bytes of a tile of codes.
+    pub tile_bytes: u32,
+    /// Bytes of the sums of a batch of row tiles, and of x of a pass.
+    sums: u32,
+    stage: u32,
+    limit: u32,
 }
 
 impl Matvec {
-    pub fn new(spec: &PqSpec, lookup: Lookup, rows: u32) -> Self {
-        let tokens = [1, 4, 8, 16].into_iter().find(|tokens| rows <= *tokens).unwrap_or(16);
-        // The most warps whose x, codes and addresses fit the registers (tests/cuda_compile.rs).
-        let light = spec.code_bits() <= 8 && tokens <= if lookup == Lookup::Subspace { 1 } else { 4 };
-        let warps = match spec.d {
-            1 | 2 if light => 32,
-            1..=4 if tokens <= 8 => 16,
-            _ => 8,
-        };
+    /// For up to `rows` rows where a block may have `limit` bytes of shared memory.
+    pub fn new(spec: &PqSpec, replicas: u32, rows: u32, limit: usize) -> Self {
+        let tokens = tokens(rows);
         let batch = match tokens {
             1 => 8,
             4 => 4,
             _ => 2,
         };
-        let unit =
-            pq("pq_matvec", spec).with("PQ_TOKENS", tokens).with("PQ_WARPS", warps).with("PQ_BATCH", batch);
-        let unit = match lookup {
-            Lookup::Shared { replicas } => unit.with("PQ_REPLICAS", replicas),
-            _ => unit,
+        let columns = if tokens <= 4 { 2 * tokens } else { tokens };
+        let shape = |warps: u32| {
+            let unit = pq("pq_matvec", spec)
+                .with("PQ_TOKENS", tokens)
+                .with("PQ_WARPS", warps)
+                .with("PQ_BATCH", batch);
+            let (unit, table) = with_table(unit, spec, replicas, limit);
+            let sums = 2 * warps * tokens * (batch * 16 + 4) * 4;
+            let entry = if spec.d == 1 { 1 } else { entry_halves(spec) as u32 };
+            let stage = warps * TILE_CODES as u32 * entry * 2 * columns;
+            let tile_bytes = spec.code_bits() as u32 * 128;
+            let limit = limit as u32 - FIXED_SHARED;
+            Self { unit, tokens, warps, table, tile_bytes, sums, stage, limit }
         };
-        Self { unit, tokens, warps, batch }
+        let wide = shape(16);
+        let registers = spec.d <= 2 || spec.d <= 4 && tokens == 1;
+        if registers && wide.shared(1, 0) <= wide.limit { wide } else { shape(8) }
     }
 
-    /// Shared memory of a block of `warps`.
-    pub fn shared(&self, spec: &PqSpec, lookup: Lookup, warps: u32) -> u32 {
-        let table = (spec.k * 2 * entry_halves(spec)) as u32;
-        match lookup {
-            Lookup::Shared { replicas } => {
-                let sums = self.tokens * (self.batch * 16 + 4) * 4;
-                // One row of x is staged as f16 and remainder: 64 codes a warp.
-                let staged = if self.tokens == 1 {
-                    2 * TILE_CODES as u32 * spec.d.next_power_of_two() as u32 * 2
-                } else {
-                    0
-                };
-                table_bytes(spec, replicas) + warps * (sums + staged)
-            }
-            Lookup::Subspace => table * TILE_CODES as u32,
-            Lookup::Memory => 0,
-        }
+    /// Passes over `code_tiles` code tiles a row.
+    pub fn passes(&self, code_tiles: u32) -> u32 {
+        code_tiles.div_ceil(self.warps)
     }
+
+    /// Passes whose x is in shared memory at a time.
+    pub fn chunk(&self, code_tiles: u32) -> u32 {
+        let room = self.limit.saturating_sub(self.table + self.sums) / self.stage;
+        room.clamp(1, self.passes(code_tiles))
+    }
+
+    /// Shared memory of a block with x of `chunk` passes, and with a row of x besides that the kernel prepares itself.
+    pub fn shared(&self, chunk: u32, prepared: u32) -> u32 {
+        let row = if prepared > 0 { row_shared(prepared) } else { 0 };
+        self.table + self.sums + chunk * self.stage + row
+    }
+
+    /// Whether a row of `cols` can be prepared by the kernel itself.
+    pub fn prepares(&self, code_tiles: u32, cols: u32) -> bool {
+        self.tokens == 1 && cols.is_multiple_of(4) && self.shared(self.passes(code_tiles), cols) <= self.limit
+    }
+}
+
+/// Shared memory that kernels with a table have besides what a launch gives them, at most.
+const FIXED_SHARED: u32 = 11 << 10;
+/// Where a codebook's copies begin in shared memory, behind that and the driver's 1 KiB.
+const TABLE_AT: u32 = 12 << 10;
+
+/// Shared memory of a row of `dim` that is rotated; see padded() in prelude.cuh.
+pub fn row_shared(dim: u32) -> u32 {
+    (dim / 64 * 72 + 72) * 4
+}
+
+/// The decode kernel of a codebook per subspace: its warps, at most, and its shared memory.
+pub fn matvec_subspace(spec: &PqSpec, rows: u32) -> (Unit, u32, u32) {
+    let tokens = tokens(rows);
+    // The most warps whose x, codes and addresses fit the registers (tests/cuda_compile.rs).
+    let warps = match spec.d {
+        1 | 2 if spec.code_bits() <= 8 && tokens == 1 => 32,
+        1..=4 if tokens <= 8 => 16,
+        _ => 8,
+    };
+    let unit = pq("pq_matvec", spec).with("PQ_TOKENS", tokens).with("PQ_WARPS", warps);
+    (unit, warps, (spec.k * 2 * entry_halves(spec) * TILE_CODES) as u32)
 }
 
 /// The kernel of any spec, one row of x at a time.
@@ -199,13 +285,11 @@ pub fn matvec_any(spec: &PqSpec) -> Unit {
 
 /// Decoding to f16, and its shared memory.
 pub fn decode(spec: &PqSpec, lookup: Lookup) -> (Unit, u32) {
+    let unit = pq("pq_matmul", spec);
     match lookup {
-        Lookup::Shared { replicas } => {
-            // Fewer copies: a block decodes too few tiles to pay for more.
-            let replicas = replicas.min(8);
-            (pq("pq_matmul", spec).with("PQ_REPLICAS", replicas), table_bytes(spec, replicas))
-        }
-        _ => (pq("pq_matmul", spec), 0),
+        // Fewer copies: a block decodes too few tiles to pay for more.
+        Lookup::Shared { replicas } => with_table(unit, spec, replicas.min(8), 0),
+        _ => (unit, 0),
     }
 }
 
@@ -224,15 +308,21 @@ pub fn dense(dtype: u32, rows: u32) -> Unit {
 }
 
 /// Query heads of a block, of `heads` that share a key/value head: their sums must fit registers.
-pub fn attention_group(heads: u32) -> u32 {
-    (1..=4).rev().find(|group| heads.is_multiple_of(*group)).unwrap_or(1)
+pub fn attention_group(heads: u32, head_dim: u32) -> u32 {
+    let most = (512 / head_dim.next_power_of_two()).clamp(1, 4);
+    (1..=most).rev().find(|group| heads.is_multiple_of(*group)).unwrap_or(1)
 }
 
 /// Stretches of positions that one row's attention is split into, where there are `blocks` blocks without: enough
-/// for two blocks on every multiprocessor, and no more than the weights of a block's heads have room for.
+/// for a block on every multiprocessor, and no more than the weights of a block's heads have room for.
 pub fn attention_splits(sms: u32, blocks: u32, head_dim: u32) -> u32 {
     let room = 8192 / (512 / head_dim + 2);
-    (2 * sms).div_ceil(blocks).next_power_of_two().min(64).min(1 << room.ilog2())
+    (sms / blocks).clamp(1, 64).min(room)
+}
+
+/// Shared memory of attention_split: the outputs of its 16 warps.
+pub fn attention_shared(head_dim: u32, group: u32) -> u32 {
+    ATTENTION_THREADS / 32 * group * head_dim.next_power_of_two().max(8) * 4
 }
 
 pub fn attention(head_dim: u32, group: u32, splits: u32, cache: Cache) -> Unit {
@@ -286,8 +376,9 @@ pub fn plain(file: &'static str) -> Unit {
 /// A unit with the most dynamic shared memory that a launch of it asks for.
 pub type Checked = (Unit, u32);
 
-/// Every unit in every kind of specialisation, for tests that compile them without a device.
-pub fn all() -> Vec<Checked> {
+/// Every unit in every kind of specialisation, for tests that compile them without a device, one whose blocks may have
+/// `limit` bytes of shared memory.
+pub fn all(limit: usize) -> Vec<Checked> {
     let mut all = Vec::new();
     for file in [
         "argmax",
@@ -311,10 +402,11 @@ pub fn all() -> Vec<Checked> {
         all.extend((1..=4).map(|rows| (dense(dtype, rows), 0)));
     }
     for (head_dim, group, splits) in
-        [(1, 1, 8), (16, 2, 16), (64, 1, 1), (64, 2, 32), (80, 3, 8), (128, 4, 32), (256, 4, 64)]
+        [(1, 1, 8), (16, 2, 16), (64, 1, 1), (64, 2, 32), (80, 3, 8), (128, 4, 16), (256, 2, 16)]
     {
-        all.push((attention(head_dim, group, splits, Cache::F32), 0));
-        let shared = attention_rows_shared(head_dim).unwrap_or(0);
+        let few = attention_shared(head_dim, group);
+        all.push((attention(head_dim, group, splits, Cache::F32), few));
+        let shared = attention_rows_shared(head_dim).unwrap_or(0).max(few);
         all.push((attention(head_dim, group, splits, Cache::F16), shared));
     }
     let specs = [
@@ -345,12 +437,20 @@ pub fn all() -> Vec<Checked> {
         "3-512@group:4",
     ];
     for spec in specs.iter().filter_map(|spec| spec.parse::<PqSpec>().ok()) {
-        let lookup = Lookup::of(&spec, 4096, 99 << 10);
+        let lookup = Lookup::of(&spec, 4096, limit);
         all.extend([(embed_pq(&spec), 0), (matvec_any(&spec), 0), (tiles(&spec), 0), decode(&spec, lookup)]);
-        if lookup != Lookup::Memory {
-            for tokens in [1, 4, 8, 16].into_iter().filter(|tokens| *tokens <= matvec_tokens(&spec)) {
-                let matvec = Matvec::new(&spec, lookup, tokens);
-                all.push((matvec.unit, matvec.shared(&spec, lookup, matvec.warps)));
+        for rows in [1, 4, 8, 16].into_iter().filter(|rows| *rows <= matvec_tokens(&spec, lookup, limit)) {
+            match lookup {
+                Lookup::Shared { replicas } => {
+                    let matvec = Matvec::new(&spec, replicas, rows, limit);
+                    all.push((matvec.unit, matvec.shared(matvec.chunk(64), 0)));
+                    all.push((step::example(&matvec), matvec.shared(matvec.chunk(64), 0)));
+                }
+                Lookup::Subspace => {
+                    let (unit, _, shared) = matvec_subspace(&spec, rows);
+                    all.push((unit, shared));
+                }
+                Lookup::Memory => {}
             }
         }
     }

@@ -63,7 +63,7 @@ impl Cuda {
                     self.gemm(c, *dtype, memory, &x, (0, part.rows), part, weight.cols, io);
                     self.add_bias(c, part, io)?;
                 }
-                Kind::Pq(pq) if io.params.rows <= kernels::matvec_tokens(&pq.spec) => {
+                Kind::Pq(pq) if io.params.rows <= pq.tokens => {
                     self.pq_matvec(c, pq, part, weight.cols, io)?;
                 }
                 Kind::Pq(pq) => {
@@ -182,16 +182,14 @@ impl Cuda {
         let code_tiles = pq.code_tiles as u32;
         let bias_at = part.first as u64 * 4;
         match pq.lookup {
-            Lookup::Shared { .. } => {
-                let kernel = Matvec::new(&pq.spec, pq.lookup, rows);
-                let passes = code_tiles.div_ceil(kernel.warps);
-                let warps = code_tiles.div_ceil(passes);
-                // Narrow matrices leave room for more blocks on a multiprocessor.
-                let grid = row_tiles.min(self.device.sms * (kernel.warps / warps));
-                let shared = kernel.shared(&pq.spec, pq.lookup, warps);
+            Lookup::Shared { replicas } => {
+                let kernel = Matvec::new(&pq.spec, replicas, rows, self.device.shared_limit);
+                let chunk = kernel.chunk(code_tiles);
+                let grid = row_tiles.min(self.device.sms);
                 let function = self.device.function(kernel.unit, "pq_matvec_shared")?;
                 c.launch(
-                    Launch::new(function, [grid, 1, 1], warps * 32, shared)
+                    Launch::new(function, [grid, 1, 1], kernel.warps * 32, kernel.shared(chunk, 0))
+                        .matvec(kernel)
                         .memory(&pq.codes)
                         .memory(&pq.codebooks)
                         .optional(pq.scales.as_ref(), 0)
@@ -201,17 +199,23 @@ impl Cuda {
                         .word(part.rows as u32)
                         .word(cols as u32)
                         .word(code_tiles)
-                        .params(&params.words()),
+                        .word(chunk)
+                        .params(&params.words())
+                        // What a step moves into this kernel; see step.rs.
+                        .optional(None, 0)
+                        .optional(None, 0)
+                        .params(&[])
+                        .optional(None, 0)
+                        .params(&[]),
                 );
             }
             Lookup::Subspace => {
-                let kernel = Matvec::new(&pq.spec, pq.lookup, rows);
+                let (unit, warps, shared) = kernels::matvec_subspace(&pq.spec, rows);
                 let partial =
                     self.device.scratch(Scratch::Partial, pq.code_tiles * rows as usize * part.rows)?;
                 let splits = (self.device.sms / code_tiles).clamp(1, row_tiles);
-                let warps = kernel.warps.min(row_tiles.div_ceil(splits));
-                let shared = kernel.shared(&pq.spec, pq.lookup, warps);
-                let function = self.device.function(kernel.unit, "pq_matvec_subspace")?;
+                let warps = warps.min(row_tiles.div_ceil(splits));
+                let function = self.device.function(unit, "pq_matvec_subspace")?;
                 c.launch(
                     Launch::new(function, [code_tiles, splits, 1], warps * 32, shared)
                         .memory(&pq.codes)

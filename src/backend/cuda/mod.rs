@@ -2,13 +2,15 @@
 //!
 //! The driver, NVRTC and cuBLAS are loaded at run time; a program built with this backend runs without them and says
 //! what is missing when the backend is asked for. Kernels (kernels/*.cu) are compiled for the device at first use and
-//! cached on disk. Operations are recorded as a list of launches, which becomes a CUDA graph when it comes again.
+//! cached on disk. Operations are recorded as a list of launches, which becomes a CUDA graph when it comes again; runs of
+//! them around product-quantized matrices with few rows become phases of one launch (step.rs).
 
 mod commands;
 mod device;
 pub mod kernels;
 mod linear;
 pub mod nvrtc;
+mod step;
 mod weight;
 
 use std::fmt::Display;
@@ -17,7 +19,7 @@ use std::rc::Rc;
 pub use commands::Commands;
 pub use weight::Weight;
 
-use super::{Backend, Bandwidth, WeightData};
+use super::{Backend, Bandwidth, Key, WeightData};
 use crate::ops::{self, LinearParams};
 use crate::{Error, Result};
 use commands::{Graphs, Launch};
@@ -144,6 +146,10 @@ impl Backend for Cuda {
         format!("cuda, {}", self.device.name())
     }
 
+    fn check_room(&self, bytes: u64) -> Result<()> {
+        self.device.check_room(bytes)
+    }
+
     fn alloc(&self, words: usize) -> Result<Buffer> {
         self.device.alloc(words, true).map(Buffer)
     }
@@ -195,7 +201,15 @@ impl Backend for Cuda {
     }
 
     fn submit(&self, commands: Commands) -> Result<()> {
-        self.graphs.submit(&self.device, commands)
+        self.graphs.submit_as(&self.device, commands, None)
+    }
+
+    fn submit_as(&self, commands: Commands, key: Key) -> Result<()> {
+        self.graphs.submit_as(&self.device, commands, Some(key))
+    }
+
+    fn replay(&self, key: &Key) -> Result<bool> {
+        self.graphs.replay(&self.device, key)
     }
 
     fn bandwidth(&self) -> Result<Option<Bandwidth>> {
@@ -222,7 +236,7 @@ impl Backend for Cuda {
 
     fn embed(&self, c: &mut Commands, op: ops::Embed<'_, Buffer, Weight>) -> Result<()> {
         let p = op.params;
-        let (grid, threads, shared) = ([p.rows, 1, 1], row_threads(p.dim), p.dim * 4);
+        let (grid, threads, shared) = ([p.rows, 1, 1], row_threads(p.dim), kernels::row_shared(p.dim));
         let Some(part) = op.table.parts.first().filter(|_| op.table.parts.len() == 1) else {
             return Err(error("an embedding table is one matrix"));
         };
@@ -264,11 +278,16 @@ impl Backend for Cuda {
     fn rms_norm(&self, c: &mut Commands, op: ops::RmsNorm<'_, Buffer>) -> Result<()> {
         let p = op.params;
         c.launch(
-            Launch::new(self.plain("rms_norm")?, [p.rows, 1, 1], row_threads(p.dim), p.dim * 4)
-                .memory(&op.x.0)
-                .memory(&op.weight.0)
-                .memory(&op.y.0)
-                .params(&p.words()),
+            Launch::new(
+                self.plain("rms_norm")?,
+                [p.rows, 1, 1],
+                row_threads(p.dim),
+                kernels::row_shared(p.dim),
+            )
+            .memory(&op.x.0)
+            .memory(&op.weight.0)
+            .memory(&op.y.0)
+            .params(&p.words()),
         );
         Ok(())
     }
@@ -316,7 +335,7 @@ impl Backend for Cuda {
 
     fn attention(&self, c: &mut Commands, op: ops::Attention<'_, Buffer>) -> Result<()> {
         let p = op.params;
-        let group = kernels::attention_group(p.heads / p.kv_heads);
+        let group = kernels::attention_group(p.heads / p.kv_heads, p.head_dim);
         let across = p.heads / group;
         if let (Cache::F16, Some(shared)) = (self.cache(), kernels::attention_rows_shared(p.head_dim))
             && p.rows >= MANY_ROWS * p.segments
@@ -333,7 +352,7 @@ impl Backend for Cuda {
                 self.entry(unit, "attention_split")?,
                 [across, p.rows, splits],
                 kernels::ATTENTION_THREADS,
-                0,
+                kernels::attention_shared(p.head_dim, group),
             )
             .memory(&op.qkv.0)
             .memory(&op.k_cache.0)
@@ -414,12 +433,17 @@ impl Backend for Cuda {
         let p = op.params;
         let size = p.heads * p.dim;
         c.launch(
-            Launch::new(self.plain("gated_norm")?, [p.rows, 1, 1], row_threads(size), size * 4)
-                .memory(&op.x.0)
-                .memory(&op.gate.0)
-                .memory(&op.weight.0)
-                .memory(&op.y.0)
-                .params(&p.words()),
+            Launch::new(
+                self.plain("gated_norm")?,
+                [p.rows, 1, 1],
+                row_threads(size),
+                kernels::row_shared(size),
+            )
+            .memory(&op.x.0)
+            .memory(&op.gate.0)
+            .memory(&op.weight.0)
+            .memory(&op.y.0)
+            .params(&p.words()),
         );
         Ok(())
     }

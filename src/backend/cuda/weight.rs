@@ -10,7 +10,7 @@ use super::device::{Device, Memory};
 use super::kernels::{self, Lookup, TILE_CODES, TILE_ROWS};
 use crate::Result;
 use crate::backend::{Dtype, WeightData};
-use crate::pq::{PqMatrix, PqSpec};
+use crate::pq::{PqMatrix, PqSpec, Scope};
 
 /// Matrices that share their `in`, stacked along `out`.
 pub struct Weight {
@@ -34,6 +34,8 @@ pub enum Kind {
 pub struct Pq {
     pub spec: PqSpec,
     pub lookup: Lookup,
+    /// Rows of x that the decode kernel takes.
+    pub tokens: u32,
     /// `[row tiles, code tiles, bits * 32]`.
     pub codes: Memory,
     /// `[codebooks, k, entry_halves]` f16.
@@ -152,12 +154,19 @@ impl Pq {
     pub fn empty(device: &Device, spec: PqSpec, rows: usize, cols: usize, codebooks: &[f16]) -> Result<Self> {
         let code_tiles = spec.subspaces(cols).div_ceil(TILE_CODES);
         let tiles = rows.div_ceil(TILE_ROWS) * code_tiles;
+        let lookup = Lookup::of(&spec, cols, device.shared_limit);
         let entries = padded(&spec, codebooks);
-        let memory = device.alloc(entries.len().div_ceil(2), false)?;
-        device.write(&memory, bytemuck::cast_slice(&entries))?;
+        let memory = if spec.scope == Scope::Universal {
+            device.universal(entries)?
+        } else {
+            let memory = device.alloc(entries.len().div_ceil(2), false)?;
+            device.write(&memory, bytemuck::cast_slice(&entries))?;
+            memory
+        };
         Ok(Self {
             spec,
-            lookup: Lookup::of(&spec, cols, device.shared_limit),
+            lookup,
+            tokens: kernels::matvec_tokens(&spec, lookup, device.shared_limit),
             codes: device.alloc(tiles * spec.code_bits() * 32, true)?,
             codebooks: memory,
             scales: None,

@@ -1,0 +1,106 @@
+// Many launches in one: a decode step of a product-quantized model is a program of phases, which one grid of resident
+// blocks, one a multiprocessor, runs with a barrier between them.
+//
+// A launch costs some 5 us from the last byte of one kernel to the full stream of the next, where a matrix of 8 MB is
+// read in 2; a barrier costs 2 with what the slowest block takes longer, codes of the next matrix are fetched while it
+// is waited for, and the table of codebook entries is filled once. What fills the time between barriers besides codes
+// is in benches/RESULTS.md.
+//
+// A phase is a recorded launch: its arguments, and its grid, which the real blocks share out among them. The kernels'
+// sources stand before this text, each in a namespace of its file's name; the phases' numbers (PHASE_...) come from
+// the host's list.
+#undef blockIdx
+#undef gridDim
+
+struct Argument {
+    u64 bits;
+    template <class T> __device__ __forceinline__ operator T*() const { return reinterpret_cast<T*>(bits); }
+    __device__ __forceinline__ operator u32() const { return (u32)bits; }
+};
+
+struct Phase {
+    u32 kind, grid[3];
+    u32 next[2]; // the phase behind this one where the row sees few positions, and where it sees many
+    Argument arguments[STEP_ARGUMENTS];
+};
+
+template <class T> __device__ __forceinline__ T params(const Argument* at) {
+    T all;
+#pragma unroll
+    for (u32 i = 0; i < sizeof(T) / 4; i++) reinterpret_cast<u32*>(&all)[i] = reinterpret_cast<const u32*>(at)[i];
+    return all;
+}
+
+__device__ __forceinline__ void run_block(const Phase& phase) {
+    const Argument* a = phase.arguments;
+    switch (phase.kind) {
+    case PHASE_rms_norm: return rms_norm::rms_norm(a[0], a[1], a[2], params<RmsNormParams>(a + 3));
+    case PHASE_swiglu: return swiglu::swiglu(a[0], a[1], params<SwiGluParams>(a + 2));
+    case PHASE_gather_rows: return gather_rows::gather_rows(a[0], a[1], a[2], params<GatherRowsParams>(a + 3));
+#ifdef PQ_D
+    case PHASE_embed_pq: return embed::embed_pq(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], params<EmbedParams>(a + 8));
+#endif
+#ifdef HEAD_DIM
+    case PHASE_rope_cache:
+        return rope_cache::rope_cache(a[0], a[1], a[2], a[3], a[4], a[5], a[6], params<RopeCacheParams>(a + 7));
+    case PHASE_attention_near:
+        return attention::attention_near(a[0], a[1], a[2], a[3], a[4], a[5], a[6], params<RopeCacheParams>(a + 7),
+                                         __uint_as_float((u32)a[15]), a[16]);
+    case PHASE_attention_split:
+        return attention::attention_split(a[0], a[1], a[2], a[3], a[4], a[5], params<AttentionParams>(a + 6));
+    case PHASE_attention_combine:
+        return attention::attention_combine(a[0], a[1], a[2], a[3], a[4], params<AttentionParams>(a + 5));
+#endif
+    }
+}
+
+__device__ __forceinline__ void run(const Phase& phase) {
+#ifdef PQ_TOKENS
+    if (phase.kind == PHASE_pq_matvec_shared) {
+        // Takes the grid as it is, and waits for its inputs when it has asked for its first codes.
+        return pq_matvec::pq_matvec_shared(*reinterpret_cast<const pq_matvec::Call*>(phase.arguments));
+    }
+#endif
+    if (phase.kind != PHASE_attention_near) wait_inputs();
+    const u32 *grid = phase.grid, count = grid[0] * grid[1] * grid[2];
+    for (u32 block = blockIdx.x; block < count; block += gridDim.x) {
+        if (threadIdx.x == 0) {
+            virtual_block = make_uint3(block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1]);
+            virtual_grid = make_uint3(grid[0], grid[1], grid[2]);
+        }
+        __syncthreads();
+        run_block(phase);
+        __syncthreads();
+    }
+    wait_inputs(); // for blocks that had nothing to do: nobody may be a phase ahead
+}
+
+extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1) step(const Phase* program, u32 count, const u32* rows) {
+    __shared__ Phase phases[2];
+    constexpr u32 WORDS = sizeof(Phase) / 4;
+    auto load = [&](u32 i, u32 slot) {
+        if (i < count && threadIdx.x < WORDS) {
+            reinterpret_cast<u32*>(&phases[slot])[threadIdx.x] = reinterpret_cast<const u32*>(program + i)[threadIdx.x];
+        }
+    };
+    load(0, 0);
+    if (threadIdx.x == 0) {
+        table_of = nullptr, arrivals_wanted = 0;
+        if (rows) row_slot = rows[0], row_position = rows[1];
+    }
+    __syncthreads();
+    const bool far = rows && row_position >= STEP_NEAR;
+    for (u32 i = 0, ended = 1, slot = 0; i < count; ended++, slot ^= 1) {
+        i = phases[slot].next[far];
+        load(i, slot ^ 1);
+        run(phases[slot]);
+        __syncthreads();
+        if (threadIdx.x) continue;
+        arrivals_wanted = ended * gridDim.x;
+        if (i < count) {
+            asm volatile("red.add.release.gpu.global.u32 [%0], 1;" ::"l"(&arrivals) : "memory");
+        } else if (atomicAdd(&arrivals, 1) + 1 == arrivals_wanted) {
+            arrivals = 0; // the last of all
+        }
+    }
+}

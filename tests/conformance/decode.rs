@@ -1,0 +1,84 @@
+//! Decode steps of quantized models against the CPU backend: many small operations in a row, where a backend may join
+//! them, for one sequence and for several, up to positions that take attention over several stretches.
+
+use fasq::backend::Backend;
+use fasq::backend::cpu::Cpu;
+use fasq::model::random::{Random, Storage};
+use fasq::model::{Batch, Model, Row, Session, SessionOptions, Source};
+use pollster::block_on;
+
+use crate::harness::{Checks, Device, Tolerance, f64s};
+
+/// f32 sums in another order, through some layers.
+const LOGITS: Tolerance = Tolerance { abs: 2e-3, rel: 1e-3 };
+
+const LLAMA: &str = r#"{
+    "model_type": "llama", "vocab_size": 311, "hidden_size": 256, "intermediate_size": 736, "num_hidden_layers": 3,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "max_position_embeddings": 1024, "tie_word_embeddings": false, "hidden_act": "silu"
+}"#;
+
+/// Sizes that nothing divides well.
+const QWEN3: &str = r#"{
+    "model_type": "qwen3", "vocab_size": 257, "hidden_size": 132, "intermediate_size": 250, "num_hidden_layers": 2,
+    "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 80, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    "max_position_embeddings": 1024, "tie_word_embeddings": true, "attention_bias": false, "hidden_act": "silu"
+}"#;
+
+const QWEN35: &str = r#"{
+    "model_type": "qwen3_5_text", "vocab_size": 300, "hidden_size": 256, "intermediate_size": 512,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0, "max_position_embeddings": 1024, "tie_word_embeddings": false, "attention_bias": false,
+    "hidden_act": "silu", "full_attention_interval": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4
+}"#;
+
+pub fn cases<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
+    let cases = [
+        (LLAMA, "2-256@universal", "2-256@universal", 1, 20),
+        (LLAMA, "2-64@universal", "3-4096@universal", 1, 6),
+        (LLAMA, "2-256@matrix", "2-256@matrix", 3, 5),
+        (LLAMA, "2-256@universal", "2-256@universal", 12, 4),
+        (LLAMA, "2-256@subspace", "2-16@universal", 1, 4),
+        (QWEN3, "2-256@universal", "2-256@universal", 1, 6),
+        (QWEN3, "4-256@universal+norotate", "2-512@universal", 7, 4),
+        (QWEN35, "2-256@universal", "2-256@universal", 1, 12),
+        (QWEN35, "3-512@universal", "2-256@universal", 4, 6),
+    ];
+    for (config, linear, head, slots, steps) in cases {
+        let storage = Storage {
+            linear: Some(linear.parse().expect("a spec")),
+            head: Some(head.parse().expect("a spec")),
+        };
+        let source = Source::Random(Random::new(config, storage).expect("a configuration"));
+        let expected = decode(&Model::load(Cpu, &source).expect("a model"), slots, steps);
+        let model = Model::load(device.0.clone(), &source).expect("a model");
+        let got = decode(&model, slots, steps);
+        let shape = [steps, slots, model.config().vocab];
+        let name = format!("{:?} {linear}, head {head}, {slots} sequences", model.config().family);
+        checks.close(&name, &shape, &f64s(&expected), &got, LOGITS);
+    }
+}
+
+/// Logits of `steps` steps of `slots` sequences, each behind a prompt of its own length; the same tokens everywhere.
+fn decode<B: Backend>(model: &Model<B>, slots: usize, steps: usize) -> Vec<f32> {
+    let options = SessionOptions { slots, context: 400, max_rows: 320 };
+    let mut session = Session::new(model, options).expect("a session");
+    let token = |n: usize| (n * 7919 % model.config().vocab) as u32;
+    for slot in 0..slots {
+        let prompt: Vec<u32> = (0..(310 >> slot).max(3)).map(|i| token(i + slot)).collect();
+        block_on(session.forward(&Batch::of_slot(slot, 0, &prompt, false))).expect("a prompt");
+    }
+    let mut all = Vec::new();
+    for step in 0..steps {
+        let row = |slot: usize| Row {
+            token: token(step * slots + slot + 5),
+            slot: slot as u32,
+            position: session.position(slot) as u32,
+            want_logits: true,
+        };
+        let batch = Batch { rows: (0..slots).map(row).collect() };
+        all.extend(block_on(session.forward(&batch)).expect("a step"));
+    }
+    all
+}

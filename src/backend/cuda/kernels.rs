@@ -444,7 +444,9 @@ pub fn all(limit: usize) -> Vec<Checked> {
                 Lookup::Shared { replicas } => {
                     let matvec = Matvec::new(&spec, replicas, rows, limit);
                     all.push((matvec.unit, matvec.shared(matvec.chunk(64), 0)));
-                    all.push((step::example(&matvec), matvec.shared(matvec.chunk(64), 0)));
+                    if rows == 1 {
+                        all.push((step::example(&matvec), matvec.shared(matvec.chunk(64), 0)));
+                    }
                 }
                 Lookup::Subspace => {
                     let (unit, _, shared) = matvec_subspace(&spec, rows);

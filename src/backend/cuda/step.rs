@@ -82,10 +82,15 @@ pub fn example(matvec: &Matvec) -> Unit {
 
 /// Work with its runs of phases as steps, and the memory of their programs.
 pub fn plan(device: &Device, work: &[Work]) -> Result<(Vec<Work>, Vec<Memory>)> {
-    // A delta net's operations are no phases, and steps between them are slower than launches that overlap.
-    let delta_net =
-        |work: &Work| matches!(work, Work::Kernel(kernel) if kernel.function.entry == "delta_rule");
-    if work.iter().any(delta_net) {
+    // A delta net's operations are no phases, and steps between them are slower than launches that overlap; with several
+    // sequences a matrix is work enough for a launch of its own.
+    let better_apart = |work: &Work| match work {
+        Work::Kernel(kernel) => {
+            kernel.function.entry == "delta_rule" || kernel.matvec.as_ref().is_some_and(|m| m.tokens > 1)
+        }
+        Work::Gemm(_) => false,
+    };
+    if work.iter().any(better_apart) {
         return Ok((work.to_vec(), Vec::new()));
     }
     let (mut planned, mut programs) = (Vec::with_capacity(work.len()), Vec::new());

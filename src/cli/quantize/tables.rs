@@ -132,7 +132,8 @@ pub fn report_text(report: &Report, out: &Path) -> String {
     };
     let size = size_line(report.bytes, report.fp16_bytes);
     let (seconds, speed) = (report.seconds, report.speed() / 1e6);
-    format!("{errors}{}: {size}\n{seconds:.1} s, {speed:.1} M weights/s", out.display())
+    let remarks: String = report.remarks.iter().map(|remark| format!("{remark}\n")).collect();
+    format!("{errors}{remarks}{}: {size}\n{seconds:.1} s, {speed:.1} M weights/s", out.display())
 }
 
 fn size_line(bytes: u64, fp16: u64) -> String {

@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicBool;
 
 use fasq::backend::cpu::Cpu;
 use fasq::checkpoint::Checkpoint;
+use fasq::config::ModelConfig;
 use fasq::format::{Reader, Stored};
-use fasq::model::arch::Role;
+use fasq::model::arch::{self, Role};
 use fasq::model::{Model, Source};
 use fasq::quantize::text::{self, TextSize};
 use fasq::quantize::{Activations, Fitted, Fitter, Plan, Rules, Sensitivities, Size};
@@ -62,6 +63,45 @@ fn files_meet_their_size() {
             assert!(fitted.loss < last, "{name}, {size}: {} after {last}", fitted.loss);
             last = fitted.loss;
         }
+    }
+}
+
+/// A folder with the tensors of a Llama of 0.3 G weights, all zeros, in a file that has no blocks on the disk.
+fn hollow() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16,
+        "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 32000
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let parsed = ModelConfig::parse(&config.to_string(), None).unwrap();
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for tensor in arch::tensors(&parsed, &|name| name.starts_with("model.") || name == "lm_head.weight") {
+        let start = end;
+        end += 2 * tensor.shape.iter().product::<usize>();
+        let info =
+            serde_json::json!({ "dtype": "BF16", "shape": tensor.shape, "data_offsets": [start, end] });
+        header.insert(tensor.name, info);
+    }
+    let header = Value::Object(header).to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    let path = folder.path().join("model.safetensors");
+    std::fs::write(&path, &bytes).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len((bytes.len() + end) as u64).unwrap();
+    folder
+}
+
+#[test]
+fn a_large_model_meets_its_size_to_three_thousandths() {
+    let folder = hollow();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let typical = Sensitivities::typical(&Plan::new(&checkpoint, &Rules::universal()).unwrap());
+    let fitter = Fitter::new(&checkpoint, Rules::universal(), &typical, false).unwrap();
+    let sizes = [12.0, 20.0, 27.3, 31.0, 42.0, 50.0].map(Size::Percent);
+    for (fitted, size) in fitter.fit(&sizes).unwrap().iter().zip(sizes) {
+        let (len, most) = (fitted.plan.layout.file_len(), size.bytes(&fitted.plan));
+        assert!(len <= most && len as f64 >= 0.997 * most as f64, "{size}: {len} of {most}");
     }
 }
 
@@ -168,7 +208,9 @@ fn tables_of_sizes_need_no_file() {
         (&[NAME, "--size", "50%", "--pq", "2-256", "--plan-only"], "cannot be used with"),
         (&[NAME, "--size", "50%", "--sensitivity", "absent.json", "--plan-only"], "absent.json"),
         (&[NAME, "--size", "50%", "--sensitivity", "config.json", "--plan-only"], "config.json"),
-        (&[NAME, "--uniform", "--plan-only"], "--uniform"),
+        (&[NAME, "--uniform", "--plan-only"], "--size"),
+        (&[NAME, "--sensitivity", "self", "--plan-only"], "--size"),
+        (&[NAME, "--sizes", "50%", "-o", "x.fasq"], "cannot be used with"),
         (&[NAME], "--out"),
     ] {
         let text = refused("fasq-quantize", args);

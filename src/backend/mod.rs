@@ -84,6 +84,7 @@ pub trait Backend {
     fn check_room(&self, _bytes: u64) -> Result<()> {
         Ok(())
     }
+
     /// A buffer of `words` zeros.
     fn alloc(&self, words: usize) -> Result<Self::Buffer>;
     /// A key or value cache of `elements` zeros, in the element type of this backend's [`Backend::attention`].

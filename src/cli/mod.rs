@@ -8,7 +8,7 @@ pub mod quantize;
 pub mod run;
 
 use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,9 +67,7 @@ pub fn interrupt_flag() -> Result<&'static AtomicBool> {
 
 /// Writes a file that appears only when it is whole.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
+    let partial = crate::format::partial_path(path);
     std::fs::write(&partial, bytes).map_err(Error::io(path))?;
     std::fs::rename(&partial, path).map_err(Error::io(path))
 }

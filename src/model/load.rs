@@ -11,7 +11,7 @@ use crate::backend::{Backend, WeightData};
 use crate::baseline::{self, Rtn};
 use crate::checkpoint::{Assets, Checkpoint, TensorView};
 use crate::config::ModelConfig;
-use crate::format::Reader;
+use crate::format::{Reader, fnv1a};
 use crate::{Error, Result};
 
 /// A model on disk or in memory.
@@ -62,6 +62,11 @@ impl Source {
             #[cfg(not(target_arch = "wasm32"))]
             Source::Random(random) => random.assets(),
         }
+    }
+
+    /// Tells models apart, by config and size.
+    pub fn fingerprint(&self) -> String {
+        format!("{:016x}", fnv1a(self.assets().config.as_bytes(), self.bytes()))
     }
 
     /// Bytes of the weight files.

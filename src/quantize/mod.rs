@@ -3,9 +3,9 @@
 //!
 //! # Any size
 //!
-//! [`Fitter`] finds the [`Rules`] that meet a [`Size`] at the least foretold loss. A matrix's loss is its [`Sensitivities`]
-//! (nats of KL divergence over relative error) times the [`distortion`] of its spec; losses add up, and [`Budget`] picks
-//! one spec for each matrix. Sensitivities are typical ones, of another model, or measured on text that the model writes.
+//! [`Fitter`] finds the [`Plan`] that meets a [`Size`] at the least foretold loss. A matrix's loss is its [`Sensitivities`]
+//! (nats of KL divergence over relative error) times the [`distortion`] of its spec; losses add up, and a knapsack
+//! of bytes picks one spec for each matrix. Sensitivities are typical ones, of another model, or measured on text that the model writes.
 //!
 //! # Error feedback
 //!
@@ -25,7 +25,6 @@ mod size;
 pub mod text;
 
 pub use activations::{Activations, Inputs};
-pub use budget::{Budget, Choice};
 pub use moments::Moments;
 pub use plan::{Item, Plan, Rules, Target};
 pub use report::{Report, TensorReport};

@@ -19,9 +19,10 @@ use crate::model::{Model, Source};
 use crate::pq::{self, PqSpec, RowScale, Scope};
 use crate::{Error, Result};
 
-/// By (d, K) of universal codebooks: the mean squared error of a unit Gaussian, which is the relative error of a rotated
+/// The (d, K) that a size is made of, from 1.5 to 8 bits a weight: of each number of bits the one of least distortion among
+/// those whose codebook a GPU holds in shared memory. With the distortion of the universal codebook: the mean squared error of a unit Gaussian, which is the relative error of a rotated
 /// matrix. Of the tables in [`pq::universal`]; a test computes the smaller ones anew.
-const DISTORTIONS: [((usize, usize), f64); 16] = [
+pub(super) const DISTORTIONS: [((usize, usize), f64); 16] = [
     ((4, 64), 1.845e-1),
     ((4, 128), 1.343e-1),
     ((4, 256), 9.724e-2),
@@ -82,11 +83,6 @@ const PROBE: PqSpec = PqSpec { d: 2, k: 64, scope: Scope::Universal, scale: RowS
 const LENGTH: usize = 256;
 
 impl Sensitivities {
-    /// By name.
-    pub fn new(by_name: BTreeMap<String, f64>) -> Self {
-        Self(by_name)
-    }
-
     /// What a model like any other has: those of wiki-32m, as [`Sensitivities::measure`] found them, by what a matrix
     /// does in its block.
     pub fn typical(plan: &Plan) -> Self {

@@ -1,37 +1,16 @@
-//! [`Size`]: how large a file should become, and the [`Rules`] that make it so at the least loss.
+//! [`Size`]: how large a file should become, and the [`Plan`] that makes it so at the least loss.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::budget::{Budget, Choice};
 use super::plan::{Item, Plan, Rules, Target};
-use super::sensitivity::{Sensitivities, distortion};
+use super::sensitivity::{DISTORTIONS, Sensitivities, distortion};
 use crate::checkpoint::Checkpoint;
 use crate::format::Stored;
 use crate::model::arch::Role;
 use crate::pq::PqSpec;
 use crate::{Error, Result};
-
-/// The (d, K) that a size is made of, from 1.5 to 8 bits a weight: of each number of bits the one of least
-/// distortion among those whose codebook a GPU holds in shared memory.
-const CODES: [(usize, usize); 16] = [
-    (4, 64),
-    (4, 128),
-    (4, 256),
-    (4, 512),
-    (4, 1024),
-    (4, 2048),
-    (4, 4096),
-    (3, 1024),
-    (3, 2048),
-    (3, 4096),
-    (2, 512),
-    (2, 1024),
-    (2, 2048),
-    (2, 4096),
-    (1, 128),
-    (1, 256),
-];
 
 /// Tries to find bytes for the file's header and tables, which depend on the choice that they are left out of.
 const ROUNDS: usize = 16;
@@ -96,10 +75,9 @@ impl FromStr for Size {
     }
 }
 
-/// Rules that meet a size, and the loss that they foretell.
+/// A plan that meets a size, and the loss that it foretells.
 #[derive(Clone, Debug)]
 pub struct Fitted {
-    pub rules: Rules,
     pub plan: Plan,
     /// See [`Sensitivities`].
     pub loss: f64,
@@ -133,7 +111,7 @@ impl<'a> Fitter<'a> {
         Ok(Self { checkpoint, rules, sensitivities, plan, free, uniform })
     }
 
-    /// The fitting rules of least foretold loss for each size, which the file does not exceed.
+    /// The plan of least foretold loss for each size, which the file does not exceed.
     ///
     /// # Errors
     /// A size that is below the smallest possible.
@@ -213,7 +191,7 @@ impl<'a> Fitter<'a> {
         let mut rules = self.rules.clone();
         rules.tensors = specs.chain(rules.tensors).collect();
         let plan = Plan::new(self.checkpoint, &rules)?;
-        Ok(Fitted { rules, plan, loss: budget.cost(chosen).loss })
+        Ok(Fitted { plan, loss: budget.cost(chosen).loss })
     }
 }
 
@@ -223,7 +201,7 @@ fn targets(item: &Item, uniform: bool) -> Option<Vec<Target>> {
         (Stored::Pq(spec), Role::Linear | Role::Embed | Role::Head) => spec,
         _ => return None,
     };
-    let coded = CODES.map(|(d, k)| Target::Pq(PqSpec { d, k, ..base }));
+    let coded = DISTORTIONS.map(|((d, k), _)| Target::Pq(PqSpec { d, k, ..base }));
     let dense = (!uniform).then_some(Target::Dense);
     Some(coded.into_iter().chain(dense).collect())
 }

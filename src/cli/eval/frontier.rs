@@ -13,7 +13,7 @@ use super::{ModelArgs, Progress, TextArgs};
 use crate::backend::Backend;
 use crate::cli::quantize::{self, QuantizeArgs};
 use crate::cli::{interrupt_flag, note, output::Output, write_whole};
-use crate::eval::divergence::{Divergence, divergence};
+use crate::eval::divergence::divergence;
 use crate::format::fnv1a;
 use crate::model::{Model, Source};
 use crate::{Error, Result};
@@ -47,6 +47,8 @@ pub struct FrontierArgs {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Point {
     series: String,
+    /// The checkpoint's [`Source::fingerprint`].
+    model: String,
     /// Of fasq-quantize.
     options: String,
     bytes: u64,
@@ -82,6 +84,7 @@ pub fn run<B: Backend + Clone>(args: &FrontierArgs, backend: B, source: &Source)
     let (tokens, protocol) = args.text.tokens(source)?;
     let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
     let text = format!("{:016x}", fnv1a(&bytes, 0));
+    let checkpoint = source.fingerprint();
     let base = Model::load(backend.clone(), source)?;
     let stop = interrupt_flag()?;
     let sizes = || SIZES.iter().map(|size| format!("--size {size}")).collect();
@@ -89,14 +92,15 @@ pub fn run<B: Backend + Clone>(args: &FrontierArgs, backend: B, source: &Source)
     let chunks = protocol.chunks(&tokens)?.len();
     for options in &ways {
         let is = |point: &&Point| {
-            (&point.series, &point.options, &point.text) == (&args.series, options, &text)
+            (&point.series, &point.options) == (&args.series, options)
+                && (&point.model, &point.text) == (&checkpoint, &text)
                 && (point.ctx, point.tokens) == (args.text.ctx, chunks * args.text.ctx)
         };
         if let Some(point) = points.iter().find(is) {
             note(&format!("{options}: {} (known)", point.summary()));
             continue;
         }
-        let file = quantized(args, options)?;
+        let file = quantized(args, &checkpoint, options)?;
         let source = Source::open(&file)?;
         let model = Model::load(backend.clone(), &source)?;
         let progress = Progress::new("chunks");
@@ -108,18 +112,26 @@ pub fn run<B: Backend + Clone>(args: &FrontierArgs, backend: B, source: &Source)
         let result = result?;
         let point = Point {
             series: args.series.clone(),
+            model: checkpoint.clone(),
             options: options.clone(),
+            bytes: source.bytes(),
+            kl: result.kl.value(),
+            kl_error: result.kl.error(),
+            kl_99: result.quantiles::<1>([0.99])[0],
+            same_top: result.agreement.value(),
+            perplexity: result.model.perplexity(),
+            ratio: result.ratio(),
+            ratio_error: result.ratio_error(),
             ctx: args.text.ctx,
             tokens: chunks * args.text.ctx,
             text: text.clone(),
             backend: backend.describe(),
-            ..Point::of(&result, source.bytes())
         };
         note(&format!("{options}: {}", point.summary()));
         points.push(point);
         write_csv(&table, &points)?;
     }
-    points.retain(|point| point.text == text && point.ctx == args.text.ctx);
+    points.retain(|p| (&p.model, &p.text, p.ctx) == (&checkpoint, &text, args.text.ctx));
     for path in plot::draw(&args.dir, &series(&points, &peers), (source.bytes(), &source_name(args)))? {
         note(&path.display().to_string());
     }
@@ -131,26 +143,6 @@ pub fn run<B: Backend + Clone>(args: &FrontierArgs, backend: B, source: &Source)
 }
 
 impl Point {
-    fn of(result: &Divergence, bytes: u64) -> Self {
-        let [kl_99] = result.quantiles([0.99]);
-        Self {
-            series: String::new(),
-            options: String::new(),
-            bytes,
-            kl: result.kl.value(),
-            kl_error: result.kl.error(),
-            kl_99,
-            same_top: result.agreement.value(),
-            perplexity: result.model.perplexity(),
-            ratio: result.ratio(),
-            ratio_error: result.ratio_error(),
-            ctx: 0,
-            tokens: 0,
-            text: String::new(),
-            backend: String::new(),
-        }
-    }
-
     fn summary(&self) -> String {
         let Self { bytes, kl, kl_error, perplexity, .. } = self;
         format!("{:.3} MB, KL {kl:.5} ± {kl_error:.5}, perplexity {perplexity:.3}", *bytes as f64 / 1e6)
@@ -163,14 +155,14 @@ fn source_name(args: &FrontierArgs) -> String {
 }
 
 /// The file that these options make, unless it is there.
-fn quantized(args: &FrontierArgs, options: &str) -> Result<PathBuf> {
+fn quantized(args: &FrontierArgs, checkpoint: &str, options: &str) -> Result<PathBuf> {
     let name: String =
         options.chars().map(|c| if c.is_alphanumeric() || "-.@+".contains(c) { c } else { '_' }).collect();
-    let file = args.dir.join(format!("{}.fasq", name.trim_matches(['-', '_'])));
+    let file = args.dir.join(format!("{checkpoint}-{}.fasq", name.trim_matches(['-', '_'])));
     if file.exists() {
         return Ok(file);
     }
-    let written = args.dir.join("written.json");
+    let written = args.dir.join(format!("{checkpoint}-written.json"));
     let fixed = ["fasq-quantize".as_ref(), args.model.model.as_os_str(), "-o".as_ref(), file.as_os_str()];
     let more = ["--resume", "--quiet", "--backend", &args.model.backend, "--written"];
     let words = fixed.into_iter().chain(more.map(AsRef::as_ref)).chain([written.as_os_str()]);

@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::tables::{plan_json, plan_text, report_text, sizes_json, sizes_text};
-use super::{Feedback, Learn, Preset, QuantizeArgs};
+use super::{Learn, Preset, QuantizeArgs};
 use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::cli::output::STDOUT;
 use crate::cli::{note, write_whole};
 use crate::config::ModelConfig;
-use crate::format::{fnv1a, partial_path};
+use crate::format::partial_path;
 use crate::generate::Tokenizer;
 use crate::model::arch::Role;
 use crate::model::{Model, Source};
@@ -32,7 +32,7 @@ pub struct Job<'a> {
     pub args: &'a QuantizeArgs,
     pub source: &'a Source,
     pub checkpoint: &'a Checkpoint,
-    pub feedback: Feedback,
+    pub feedback: Learn,
     pub stop: &'a AtomicBool,
 }
 
@@ -40,10 +40,9 @@ impl Job<'_> {
     /// Plans and, if there is a file to write, quantizes; `model` is the unquantized one, where it is needed.
     pub fn run<B: Backend + Clone>(&self, model: Option<&Model<B>>) -> Result<()> {
         let (args, talk) = (self.args, self.talks());
-        let text = model.map(|model| self.text(model)).transpose()?;
-        let known = model.zip(text.as_deref());
         let rules = self.rules()?;
-        let fitted = if self.sizes().is_empty() { None } else { Some(self.fit(&rules, known)?) };
+        let mut text = None;
+        let fitted = if self.sizes().is_empty() { None } else { Some(self.fit(&rules, model, &mut text)?) };
         if args.sizes.is_some() {
             return match fitted {
                 Some(fitted) if args.json => print(&sizes_json(&fitted).to_string()),
@@ -62,15 +61,19 @@ impl Job<'_> {
         let Some(out) = args.out.as_deref().filter(|_| !args.plan_only) else {
             return if args.json { print(&plan_json(&plan, loss).to_string()) } else { Ok(()) };
         };
+        let text = match model.filter(|_| self.feeds() && text.is_none()) {
+            Some(model) => Some(self.text(model)?),
+            None => text,
+        };
         let bar = progress_bar(plan.quantized_elements(), talk);
         let progress = |name: &str, weights: usize| {
             bar.set_message(name.to_owned());
             bar.inc(weights as u64);
         };
         let options = Options { resume: args.resume, stop: self.stop, progress: &progress };
-        let mut inputs = match known.filter(|_| self.feedback != Feedback::None) {
-            Some((model, text)) => Some(Activations::new(model, text, self.stop)?),
-            None => None,
+        let mut inputs = match (model.filter(|_| self.feeds()), &text) {
+            (Some(model), Some(text)) => Some(Activations::new(model, text, self.stop)?),
+            _ => None,
         };
         let inputs = inputs.as_mut().map(|inputs| inputs as &mut dyn Inputs);
         let report = quantize(self.checkpoint, &plan, out, &options, inputs);
@@ -87,6 +90,11 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// Whether a file is written with feedback.
+    pub fn feeds(&self) -> bool {
+        self.feedback != Learn::Nothing && self.args.out.is_some() && !self.args.plan_only
+    }
+
     /// Whether a person reads along.
     fn talks(&self) -> bool {
         !self.args.quiet && !self.args.json
@@ -99,7 +107,7 @@ impl Job<'_> {
         let streams = self.text_size().tokens(config) * config.hidden * size_of::<f32>();
         let widest = plan.items.iter().filter(|item| item.input.is_some()).map(|item| item.shape[1]).max()?;
         let bytes = plan.fp16_bytes() + streams + Moments::bytes(widest);
-        (self.feedback != Feedback::None).then_some(bytes)
+        (self.feedback != Learn::Nothing).then_some(bytes)
     }
 
     fn text_size(&self) -> TextSize {
@@ -117,20 +125,21 @@ impl Job<'_> {
         }
     }
 
-    /// The rules for each size.
+    /// The rules for each size. Leaves the text that sensitivities were measured on in `text`.
     fn fit<B: Backend + Clone>(
         &self,
         rules: &Rules,
-        known: Option<(&Model<B>, &[Vec<u32>])>,
+        model: Option<&Model<B>>,
+        text: &mut Option<Vec<Vec<u32>>>,
     ) -> Result<Vec<Fitted>> {
         let args = self.args;
         let plan = Plan::new(self.checkpoint, rules)?;
-        let sensitivities = match (&args.sensitivity, known) {
+        let sensitivities = match (&args.sensitivity, model) {
             (Learn::File(path), _) => {
                 let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
                 Sensitivities::from_json(&text).map_err(|e| Error::invalid(path.display().to_string(), e))?
             }
-            (Learn::Own, Some((model, text))) => self.measure(&plan, model, text)?,
+            (Learn::Own, Some(model)) => self.measure(&plan, model, text.insert(self.text(model)?))?,
             _ => Sensitivities::typical(&plan),
         };
         if let Some(path) = &args.save_sensitivity {
@@ -152,8 +161,8 @@ impl Job<'_> {
             bar.inc(weights as u64);
         };
         let (probe, rest) = text.split_at(text.len().min(PROBE_SEQUENCES));
-        let mut inputs = match self.args.feedback {
-            Some(Feedback::None) => None,
+        let mut inputs = match self.feedback {
+            Learn::Nothing => None,
             _ => Some(Activations::new(model, &rest[..rest.len().min(2 * PROBE_SEQUENCES)], self.stop)?),
         };
         let inputs = inputs.as_mut().map(|inputs| inputs as &mut dyn Inputs);
@@ -167,7 +176,7 @@ impl Job<'_> {
     fn text<B: Backend>(&self, model: &Model<B>) -> Result<Vec<Vec<u32>>> {
         let args = self.args;
         let size = self.text_size();
-        if let Feedback::File(path) = &self.feedback {
+        if let Learn::File(path) = &self.feedback {
             let tokenizer = self.source.assets().tokenizer.as_ref();
             let tokenizer =
                 tokenizer.ok_or_else(|| Error::invalid("tokenizer.json", "the model has none"))?;
@@ -194,8 +203,8 @@ impl Job<'_> {
 
     /// Whose text it is.
     fn writer(&self, size: TextSize) -> String {
-        let config = fnv1a(self.source.assets().config.as_bytes(), self.source.bytes());
-        format!("model {config:016x}, {} x {} tokens, seed {}", size.sequences, size.length, size.seed)
+        let model = self.source.fingerprint();
+        format!("model {model}, {} x {} tokens, seed {}", size.sequences, size.length, size.seed)
     }
 
     fn rules(&self) -> Result<Rules> {
@@ -213,9 +222,6 @@ impl Job<'_> {
             head: args.head.unwrap_or(preset.head),
             tensors: args.tensors.clone(),
         };
-        if args.uniform && self.sizes().is_empty() {
-            return Err(Error::invalid("--uniform", "it wants --size, --bpw or --sizes"));
-        }
         if !self.sizes().is_empty() {
             // What the user has decided is not the solver's to choose.
             let plan = Plan::new(checkpoint, &rules)?;

@@ -5,7 +5,6 @@ mod tables;
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 
@@ -36,26 +35,26 @@ pub struct QuantizeArgs {
     #[arg(long, value_enum, default_value_t = Preset::Default)]
     preset: Preset,
     /// Of the linear layers
-    #[arg(long, value_name = "SPEC", conflicts_with_all = ["size", "bpw", "sizes"])]
+    #[arg(long, value_name = "SPEC", conflicts_with = "target")]
     pq: Option<Target>,
     /// Make the file so large at most (31%, 5.5GB, 700MB): each matrix gets what lowers the loss most
-    #[arg(long, value_name = "SIZE", conflicts_with_all = ["bpw", "sizes"])]
+    #[arg(long, value_name = "SIZE", group = "target")]
     size: Option<Size>,
     /// The same in bits of the file over weights of the model
-    #[arg(long, value_name = "BITS", value_parser = bits, conflicts_with = "sizes")]
+    #[arg(long, value_name = "BITS", value_parser = bits, group = "target")]
     bpw: Option<f64>,
     /// Print what each of these sizes would be made of and stop; without sizes, a range of them
-    #[arg(long, value_name = "SIZE,...", num_args = 0.., value_delimiter = ',')]
+    #[arg(long, value_name = "SIZE,...", num_args = 0.., value_delimiter = ',', group = "target", conflicts_with = "out")]
     sizes: Option<Vec<Size>>,
     /// One spec for all matrices, as in the FASQ paper, instead of one for each
-    #[arg(long)]
+    #[arg(long, requires = "target")]
     uniform: bool,
     /// How much each matrix matters for a size: `typical`, known from another model; `self`, measured on text that the
     /// model writes; FILE, which --save-sensitivity wrote
-    #[arg(long, value_name = "typical|self|FILE", default_value = "typical")]
+    #[arg(long, value_name = "typical|self|FILE", default_value = "typical", value_parser = learn("typical"), requires = "target")]
     sensitivity: Learn,
     /// Keep the sensitivities for other sizes
-    #[arg(long, value_name = "FILE.json")]
+    #[arg(long, value_name = "FILE.json", requires = "target")]
     save_sensitivity: Option<PathBuf>,
     /// Of the output head, where it is not the embedding
     #[arg(long, value_name = "SPEC")]
@@ -69,8 +68,8 @@ pub struct QuantizeArgs {
     /// Error feedback, which carries each weight's error into those after it: `self` learns from text that the model
     /// writes itself what matters, FILE is a text to learn from, `none` takes the nearest codes [default: self, and
     /// none for the paper preset]
-    #[arg(long, value_name = "none|self|FILE")]
-    feedback: Option<Feedback>,
+    #[arg(long, value_name = "none|self|FILE", value_parser = learn("none"))]
+    feedback: Option<Learn>,
     /// Sequences of the feedback text
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     sequences: u32,
@@ -111,22 +110,22 @@ enum Preset {
     Paper,
 }
 
-/// Where feedback learns.
+/// What feedback or sensitivities are learnt from.
 #[derive(Clone, Debug, PartialEq)]
-enum Feedback {
-    None,
+enum Learn {
+    Nothing,
+    /// Text that the model writes itself.
     Own,
     File(PathBuf),
 }
 
-impl FromStr for Feedback {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
+/// Reads what is learnt from, where `nothing` is the word for nothing.
+fn learn(nothing: &'static str) -> impl Fn(&str) -> Result<Learn, Infallible> + Clone {
+    move |text| {
         Ok(match text {
-            "none" => Self::None,
-            "self" => Self::Own,
-            path => Self::File(path.into()),
+            "self" => Learn::Own,
+            text if text == nothing => Learn::Nothing,
+            path => Learn::File(path.into()),
         })
     }
 }
@@ -143,26 +142,6 @@ fn tensor_rule(text: &str) -> Result<(String, Target)> {
     Ok((pattern.to_owned(), spec.parse()?))
 }
 
-/// Where the solver learns what matters.
-#[derive(Clone, Debug, PartialEq)]
-enum Learn {
-    Typical,
-    Own,
-    File(PathBuf),
-}
-
-impl FromStr for Learn {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match text {
-            "typical" => Self::Typical,
-            "self" => Self::Own,
-            path => Self::File(path.into()),
-        })
-    }
-}
-
 /// Runs the command.
 pub fn run(args: QuantizeArgs) -> Result<()> {
     if let Some(out) = &args.out {
@@ -174,12 +153,11 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         return Err(Error::mismatch(args.source.display().to_string(), "a model folder", "a file"));
     };
     let feedback = args.feedback.clone().unwrap_or(match args.preset {
-        Preset::Default => Feedback::Own,
-        Preset::Paper => Feedback::None,
+        Preset::Default => Learn::Own,
+        Preset::Paper => Learn::Nothing,
     });
-    let feedback = if args.out.is_none() || args.plan_only { Feedback::None } else { feedback };
     let job = Job { args: &args, source: &source, checkpoint, feedback, stop: interrupt_flag()? };
-    if job.feedback == Feedback::None && args.sensitivity != Learn::Own {
+    if !job.feeds() && args.sensitivity != Learn::Own {
         return job.run::<Cpu>(None);
     }
     with_backend!(backend::choose(&args.backend)?, |backend| job.run(Some(&Model::load(backend, &source)?)))

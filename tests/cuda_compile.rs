@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use fasq::backend::cuda::{kernels, nvrtc};
+use fasq::backend::cuda::{every, kernels, nvrtc};
 use fasq::ops::Kernel;
 use rayon::prelude::*;
 
@@ -48,7 +48,7 @@ fn every_specialisation_compiles() {
         return;
     }
     let units = |(arch, limit)| {
-        kernels::all(limit as usize).into_iter().map(move |(unit, shared)| (unit, shared, arch, limit))
+        every::units(limit as usize).into_iter().map(move |(unit, shared)| (unit, shared, arch, limit))
     };
     let jobs: Vec<_> = ARCHS.into_iter().flat_map(units).collect();
     let mut reports: Vec<_> = jobs

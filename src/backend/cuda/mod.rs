@@ -7,6 +7,7 @@
 
 mod commands;
 mod device;
+pub mod every;
 pub mod kernels;
 mod linear;
 pub mod nvrtc;

@@ -1,0 +1,94 @@
+//! Every kernel in every kind of specialisation, for tests that compile them without a device.
+
+use super::kernels::*;
+use super::step;
+use crate::pq::PqSpec;
+
+/// A unit with the most dynamic shared memory that a launch of it asks for.
+pub type Checked = (Unit, u32);
+
+/// All of them, for a device whose blocks may have `limit` bytes of shared memory.
+pub fn units(limit: usize) -> Vec<Checked> {
+    let mut all = Vec::new();
+    for file in [
+        "argmax",
+        "dense_matmul",
+        "embed",
+        "gated_norm",
+        "gather_rows",
+        "pq_matmul",
+        "rms_norm",
+        "rotate",
+        "stream_read",
+        "swiglu",
+    ] {
+        all.push((plain(file), 0));
+    }
+    let caches = [Cache::F32, Cache::F16];
+    all.extend(caches.map(|cache| (rope_cache(cache), 0)));
+    all.extend([2, 4].map(|kernel| (causal_conv(kernel), 0)));
+    all.extend([16, 128].map(|key_dim| (delta_rule(key_dim), 0)));
+    for dtype in 0..3 {
+        all.extend((1..=4).map(|rows| (dense(dtype, rows), 0)));
+    }
+    for (head_dim, group, splits) in
+        [(1, 1, 8), (16, 2, 16), (64, 1, 1), (64, 2, 32), (80, 3, 8), (128, 4, 16), (256, 2, 16)]
+    {
+        let few = attention_shared(head_dim, group);
+        all.push((attention(head_dim, group, splits, Cache::F32), few));
+        let shared = attention_rows_shared(head_dim).unwrap_or(0).max(few);
+        all.push((attention(head_dim, group, splits, Cache::F16), shared));
+    }
+    let specs = [
+        "1-4",
+        "1-16",
+        "1-4096",
+        "2-16",
+        "2-64",
+        "2-128",
+        "2-256",
+        "2-512",
+        "2-1024",
+        "2-4096",
+        "3-512",
+        "3-4096",
+        "4-256",
+        "4-4096",
+        "5-1024",
+        "6-256",
+        "7-128",
+        "8-256",
+        "8-4096",
+        "8-65536",
+        "2-64@subspace",
+        "2-256@subspace",
+        "4-256@subspace",
+        "2-1024@subspace",
+        "3-512@group:4",
+    ];
+    for spec in specs.iter().filter_map(|spec| spec.parse::<PqSpec>().ok()) {
+        let lookup = Lookup::of(&spec, 4096, limit);
+        all.extend([(embed_pq(&spec), 0), (matvec_any(&spec), 0), (tiles(&spec), 0), decode(&spec, lookup)]);
+        for rows in [1, 4, 8, 16].into_iter().filter(|rows| *rows <= matvec_tokens(&spec, lookup, limit)) {
+            match lookup {
+                Lookup::Shared { replicas } => {
+                    let matvec = Matvec::new(&spec, replicas, rows, limit);
+                    all.push((matvec.unit, matvec.shared(matvec.chunk(64), 0)));
+                    // A step takes ten times as long to compile; these are one of each kind.
+                    let kinds = [(1, 16), (2, 64), (2, 256), (3, 4096), (4, 256)];
+                    if rows == 1 && kinds.contains(&(spec.d, spec.k)) {
+                        all.push((step::example(&matvec), matvec.shared(matvec.chunk(64), 0)));
+                    }
+                }
+                Lookup::Subspace => {
+                    let (unit, _, shared) = matvec_subspace(&spec, rows);
+                    all.push((unit, shared));
+                }
+                Lookup::Memory => {}
+            }
+        }
+    }
+    let mut seen = std::collections::HashSet::new();
+    all.retain(|(unit, _)| seen.insert(*unit));
+    all
+}

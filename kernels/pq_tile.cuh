@@ -118,6 +118,59 @@ __device__ __forceinline__ void pairs_of(u32 (&pairs)[COUNT], const u32 (&w)[BIT
     }
 }
 
+#ifdef PQ_TOKENS
+constexpr int TOKENS = PQ_TOKENS;          // rows of x, at most
+constexpr bool SPLIT = TOKENS <= 4;        // x as f16 + f16 remainder
+constexpr int COLUMNS = SPLIT ? 2 * TOKENS : TOKENS;
+constexpr int NT = (COLUMNS + 7) / 8;      // 8-column operands
+
+// The lane's part of a tile's 16 x TOKENS sums, to at(token, row).
+template <class At>
+__device__ __forceinline__ void store_sums(const f32 (&acc)[NT][4], u32 lane, At at) {
+    const u32 g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        if constexpr (SPLIT) {
+            const u32 token = nt * 4 + t;
+            if (token < TOKENS) {
+                at(token, g, acc[nt][0] + acc[nt][1]);
+                at(token, g + 8, acc[nt][2] + acc[nt][3]);
+            }
+        } else {
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                const u32 token = nt * 8 + 2 * t + c;
+                if (token < TOKENS) {
+                    at(token, g, acc[nt][c]);
+                    at(token, g + 8, acc[nt][2 + c]);
+                }
+            }
+        }
+    }
+}
+
+// acc += a tile's weights times x; a few codes at a time, so that registers suffice.
+template <int LOG, class Base>
+__device__ __forceinline__ void multiply_tile(f32 (&acc)[NT][4], const u32 (&w)[BITS], const u32 (&b)[NT][STEPS][2],
+                                              u32 low, Base at) {
+    constexpr int CODES = ENTRY == 1 ? 8 : ENTRY == 2 ? 4 : 2, NOW = CODES * ENTRY / 2;
+#pragma unroll
+    for (int first = 0; first < LANE_CODES; first += CODES) {
+        u32 upper[NOW], lower[NOW];
+        pairs_of<LOG>(upper, w, first, low, at);
+        pairs_of<LOG>(lower, w, LANE_CODES + first, low, at);
+#pragma unroll
+        for (int p = 0; p < NOW; p += 2) {
+            const int s = (first * ENTRY / 2 + p) / 2;
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                mma(acc[nt], upper[p], lower[p], upper[p + 1], lower[p + 1], b[nt][s][0], b[nt][s][1]);
+            }
+        }
+    }
+}
+#endif
+
 #ifdef PQ_REPLICAS
 // A shared codebook in shared memory, each entry PQ_REPLICAS times side by side: with 128 bytes of copies no two
 // lanes of a warp ever want the same bank. PQ_SPREAD: the copies of an entry stand 256 bytes

@@ -93,6 +93,7 @@ sources!(
     "gather_rows",
     "pq_matmul",
     "pq_matvec",
+    "pq_matvec_subspace",
     "rms_norm",
     "rope_cache",
     "rotate",
@@ -274,7 +275,7 @@ pub fn matvec_subspace(spec: &PqSpec, rows: u32) -> (Unit, u32, u32) {
         1..=4 if tokens <= 8 => 16,
         _ => 8,
     };
-    let unit = pq("pq_matvec", spec).with("PQ_TOKENS", tokens).with("PQ_WARPS", warps);
+    let unit = pq("pq_matvec_subspace", spec).with("PQ_TOKENS", tokens).with("PQ_WARPS", warps);
     (unit, warps, (spec.k * 2 * entry_halves(spec) * TILE_CODES) as u32)
 }
 

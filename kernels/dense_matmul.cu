@@ -7,20 +7,6 @@
 constexpr int TOKENS = DENSE_TOKENS, WARP_ROWS = 4;
 constexpr int WIDE = DENSE_DTYPE == F32 ? 4 : 8; // elements of 16 bytes
 
-__device__ __forceinline__ void unpack(f32 (&w)[WIDE], uint4 v) {
-    const u32 words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if constexpr (DENSE_DTYPE == F32) {
-            w[i] = __uint_as_float(words[i]);
-        } else if constexpr (DENSE_DTYPE == F16) {
-            w[2 * i] = low_f16(words[i]), w[2 * i + 1] = high_f16(words[i]);
-        } else {
-            w[2 * i] = __uint_as_float(words[i] << 16), w[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-        }
-    }
-}
-
 __device__ __forceinline__ f32 element(const void* weight, u64 at) {
     if constexpr (DENSE_DTYPE == F32) return static_cast<const f32*>(weight)[at];
     const u16 h = static_cast<const u16*>(weight)[at];
@@ -65,7 +51,7 @@ KERNEL __launch_bounds__(256) dense_matvec(const void* weight, const f32* bias, 
 #pragma unroll
             for (int r = 0; r < WARP_ROWS; r++) {
                 f32 w[WIDE];
-                unpack(w, now[r]);
+                unpack<DENSE_DTYPE>(w, now[r]);
 #pragma unroll
                 for (int t = 0; t < TOKENS; t++) {
 #pragma unroll

@@ -24,21 +24,6 @@ constexpr u32 STAGED = COLUMNS < 8 ? COLUMNS : 8;        // columns of an operan
 constexpr u32 TILE_STAGE = NT * PAIRS * STAGED * 4;      // words of x that are staged for a tile of 64 codes
 constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
 
-// What is done to x before it is multiplied, where `prepared` says where the result is kept: see RmsNormParams.
-struct MatvecInput { f32 eps, weight_offset; u32 rotate, unused[13]; };
-
-// The matrix that the step's next matvec multiplies by: bytes of a row tile, row tiles, bytes that a block asks for ahead.
-struct MatvecAhead { u32 tile_bytes, row_tiles, bytes, unused[13]; };
-
-// Asks for the beginning of what this block will read of the next matrix, so that memory is not idle while blocks wait
-// for each other.
-__device__ __forceinline__ void prefetch_next(const char* next, const MatvecAhead& ahead) {
-    const u32 first = ahead.row_tiles * real_block() / real_grid(), last = ahead.row_tiles * (real_block() + 1) / real_grid();
-    const u32 bytes = min((last - first) * ahead.tile_bytes, ahead.bytes);
-    const char* from = next + (u64)first * ahead.tile_bytes;
-    for (u32 i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) prefetch_l2(from + i);
-}
-
 // Two neighbouring inputs of row `token` of x, which pair `i` of code tile `tile` of the chunk multiplies.
 __device__ __forceinline__ void stage_pair(u32* stage, u32 token, u32 tile, u32 i, f32 a, f32 b) {
     const u32 t = i / PAIRS, p = i % PAIRS, column = SPLIT ? 2 * token : token;

@@ -89,6 +89,22 @@ __device__ __forceinline__ u32 load_stream(const u32* p) {
 
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
+// 16 bytes of dense weights.
+template <int DTYPE, int COUNT>
+__device__ __forceinline__ void unpack(f32 (&w)[COUNT], uint4 v) {
+    const u32 words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if constexpr (DTYPE == F32) {
+            w[i] = __uint_as_float(words[i]);
+        } else if constexpr (DTYPE == F16) {
+            w[2 * i] = low_f16(words[i]), w[2 * i + 1] = high_f16(words[i]);
+        } else {
+            w[2 * i] = __uint_as_float(words[i] << 16), w[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+        }
+    }
+}
+
 // d += a b for a 16x16 tile of f16 (row), a 16x8 tile of f16 (col) and a 16x8 tile of f32. Lane (g, t) = (lane / 4,
 // lane % 4) holds a: rows g, g+8, g, g+8 at columns 2t, 2t, 2t+8, 2t+8 (pairs); b: rows 2t, 2t+8 (pairs) of column g;
 // d: rows g, g, g+8, g+8 at columns 2t, 2t+1, 2t, 2t+1.
@@ -222,4 +238,19 @@ __device__ __forceinline__ void store_linear(f32* y, const f32* bias, u32 token,
     f32* at = y + (u64)token * params.y_stride + params.y_offset + n;
     if (bias) v += bias[n];
     *at = params.accumulate ? *at + v : v;
+}
+
+// What is done to x before it is multiplied, where `prepared` says where the result is kept: see RmsNormParams.
+struct MatvecInput { f32 eps, weight_offset; u32 rotate, unused[13]; };
+
+// The matrix that the step's next matvec multiplies by: bytes of a row tile, row tiles, bytes that a block asks for ahead.
+struct MatvecAhead { u32 tile_bytes, row_tiles, bytes, unused[13]; };
+
+// Asks for the beginning of what this block will read of the next matrix, so that memory is not idle while blocks wait
+// for each other.
+__device__ __forceinline__ void prefetch_next(const char* next, const MatvecAhead& ahead) {
+    const u32 first = ahead.row_tiles * real_block() / real_grid(), last = ahead.row_tiles * (real_block() + 1) / real_grid();
+    const u32 bytes = min((last - first) * ahead.tile_bytes, ahead.bytes);
+    const char* from = next + (u64)first * ahead.tile_bytes;
+    for (u32 i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) prefetch_l2(from + i);
 }

@@ -61,6 +61,9 @@ __device__ __forceinline__ void run(const Phase& phase) {
         return pq_matvec::pq_matvec_shared(*reinterpret_cast<const pq_matvec::Call*>(phase.arguments));
     }
 #endif
+#ifdef DENSE_DTYPE
+    if (phase.kind == PHASE_dense_row) return dense_row::dense_row(*reinterpret_cast<const dense_row::Call*>(phase.arguments));
+#endif
     if (phase.kind != PHASE_attention_near) wait_inputs();
     const u32 *grid = phase.grid, count = grid[0] * grid[1] * grid[2];
     for (u32 block = blockIdx.x; block < count; block += gridDim.x) {

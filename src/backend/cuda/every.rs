@@ -30,6 +30,11 @@ pub fn units(limit: usize) -> Vec<Checked> {
     all.extend([16, 128].map(|key_dim| (delta_rule(key_dim), 0)));
     for dtype in 0..3 {
         all.extend((1..=4).map(|rows| (dense(dtype, rows), 0)));
+        all.extend(dense_row(dtype, 14336, limit));
+        all.extend(
+            dense_row(dtype, 14336, limit)
+                .map(|(unit, shared)| (step::example(&unit, 0, DENSE_ROW_WARPS), shared)),
+        );
     }
     for (head_dim, group, splits) in
         [(1, 1, 8), (16, 2, 16), (64, 1, 1), (64, 2, 32), (80, 3, 8), (128, 4, 16), (256, 2, 16)]
@@ -77,7 +82,10 @@ pub fn units(limit: usize) -> Vec<Checked> {
                     // A step takes ten times as long to compile; these are one of each kind.
                     let kinds = [(1, 16), (2, 64), (2, 256), (3, 4096), (4, 256)];
                     if rows == 1 && kinds.contains(&(spec.d, spec.k)) {
-                        all.push((step::example(&matvec), matvec.shared(matvec.chunk(64), 0)));
+                        all.push((
+                            step::example(&matvec.unit, matvec.table, matvec.warps),
+                            matvec.shared(matvec.chunk(64), 0),
+                        ));
                     }
                 }
                 Lookup::Subspace => {

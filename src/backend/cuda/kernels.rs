@@ -88,6 +88,7 @@ sources!(
     "causal_conv",
     "delta_rule",
     "dense_matmul",
+    "dense_row",
     "embed",
     "gated_norm",
     "gather_rows",
@@ -306,6 +307,18 @@ pub fn embed_pq(spec: &PqSpec) -> Unit {
 /// Dense weights of a `dtype` with up to `rows` rows of x (1 to 4).
 pub fn dense(dtype: u32, rows: u32) -> Unit {
     Unit::new("dense_matmul", &[("DENSE_DTYPE", dtype), ("DENSE_TOKENS", rows)])
+}
+
+/// Warps of a block of the kernel for one row.
+pub const DENSE_ROW_WARPS: u32 = 16;
+
+/// Dense weights of a `dtype` with one row of `cols`, and the shared memory of a block; None where the kernel cannot.
+pub fn dense_row(dtype: u32, cols: usize, limit: usize) -> Option<(Unit, u32)> {
+    // 16 bytes of weights at a time, of x and of whole rows; x padded to what a warp loads at a time.
+    let wide = if dtype == 0 { 4 } else { 8 };
+    let shared = cols.next_multiple_of(32 * 8 * wide) * 4;
+    (cols.is_multiple_of(wide) && shared + FIXED_SHARED as usize <= limit)
+        .then(|| (Unit::new("dense_row", &[("DENSE_DTYPE", dtype)]), shared as u32))
 }
 
 /// Query heads of a block, of `heads` that share a key/value head: their sums must fit registers.

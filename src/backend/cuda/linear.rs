@@ -85,6 +85,25 @@ impl Cuda {
         cols: usize,
         io: &Io<'_>,
     ) -> Result<()> {
+        if io.params.rows == 1
+            && let Some((unit, shared)) =
+                kernels::dense_row(dtype_number(dtype), cols, self.device.shared_limit)
+        {
+            let function = self.device.function(unit, "dense_row")?;
+            let grid = [self.device.sms.min(part.rows as u32), 1, 1];
+            c.launch(
+                Launch::new(function, grid, kernels::DENSE_ROW_WARPS * 32, shared)
+                    .memory(memory)
+                    .optional(io.bias, part.first as u64 * 4)
+                    .memory_at(io.x, io.x_at(cols))
+                    .memory_at(io.y, io.y_at())
+                    .word(part.rows as u32)
+                    .word(cols as u32)
+                    .params(&io.of_part(part).words())
+                    .filled_by_step(),
+            );
+            return Ok(());
+        }
         let unit = kernels::dense(dtype_number(dtype), io.params.rows);
         let function = self.device.function(unit, "dense_matvec")?;
         // 8 warps of 4 rows a block.
@@ -201,12 +220,7 @@ impl Cuda {
                         .word(code_tiles)
                         .word(chunk)
                         .params(&params.words())
-                        // What a step moves into this kernel; see step.rs.
-                        .optional(None, 0)
-                        .optional(None, 0)
-                        .params(&[])
-                        .optional(None, 0)
-                        .params(&[]),
+                        .filled_by_step(),
                 );
             }
             Lookup::Subspace => {

@@ -3,13 +3,14 @@
 
 use super::commands::{Arg, Kernel, Work};
 use super::device::{Device, Memory, Scratch, address};
-use super::kernels::{self, Cache, Matvec, TILE_ROWS, Unit};
+use super::kernels::{self, Cache, TILE_ROWS, Unit};
 use crate::Result;
 
 /// The launches that can be phases, by their entry's name, with the file that it is in and a constant without which the
 /// file cannot be compiled.
 const PHASES: &[(&str, &str, Option<&str>)] = &[
     ("pq_matvec_shared", "pq_matvec", Some("PQ_TOKENS")),
+    ("dense_row", "dense_row", Some("DENSE_DTYPE")),
     ("rms_norm", "rms_norm", None),
     ("swiglu", "swiglu", None),
     ("gather_rows", "gather_rows", None),
@@ -29,19 +30,31 @@ const NEAR: u32 = 512;
 /// Arguments of a phase in 8-byte slots, at most.
 const ARGUMENTS: usize = 37;
 
-/// Places of pq_matvec_shared's arguments.
-mod matvec {
-    pub const CODES: usize = 0;
-    pub const X: usize = 4;
-    pub const OUT: usize = 6;
-    pub const IN: usize = 7;
-    pub const CODE_TILES: usize = 8;
-    pub const CHUNK: usize = 9;
-    pub const NORM: usize = 11;
-    pub const PREPARED: usize = 12;
-    pub const INPUT: usize = 13;
-    pub const NEXT: usize = 14;
-    pub const AHEAD: usize = 15;
+/// Places of a matrix's arguments.
+struct Places {
+    weight: usize,
+    x: usize,
+    out: usize,
+    cols: usize,
+    /// The first of five: norm, prepared row, input, next matrix, what is ahead of it.
+    norm: usize,
+}
+
+/// Of pq_matvec_shared, which has code tiles and a chunk of columns behind `cols`.
+const PQ: Places = Places { weight: 0, x: 4, out: 6, cols: 7, norm: 11 };
+const PQ_CODE_TILES: usize = 8;
+const PQ_CHUNK: usize = 9;
+/// Of dense_row.
+const DENSE: Places = Places { weight: 0, x: 2, out: 4, cols: 5, norm: 7 };
+
+impl Places {
+    fn of(kernel: &Kernel) -> Option<&'static Self> {
+        match kernel.function.entry {
+            "pq_matvec_shared" => Some(&PQ),
+            "dense_row" => Some(&DENSE),
+            _ => None,
+        }
+    }
 }
 
 /// The source of a step: the files that its constants suffice for, each in a namespace, then step.cu.
@@ -62,10 +75,10 @@ pub fn source(unit: &Unit, head: &str) -> String {
 }
 
 /// A step's unit for matrices of `matvec` and what else its phases are specialised for.
-fn unit(others: &Unit, matvec_table: u32, threads: u32) -> Unit {
+fn unit(others: &Unit, table: u32, threads: u32) -> Unit {
     let step = [
         ("STEP", 1),
-        ("STEP_TABLE", matvec_table),
+        ("STEP_TABLE", table),
         ("STEP_THREADS", threads),
         ("STEP_ARGUMENTS", ARGUMENTS as u32),
         ("STEP_NEAR", NEAR),
@@ -74,10 +87,10 @@ fn unit(others: &Unit, matvec_table: u32, threads: u32) -> Unit {
 }
 
 /// A step with every phase, for tests that compile it.
-pub fn example(matvec: &Matvec) -> Unit {
+pub fn example(matrix: &Unit, table: u32, warps: u32) -> Unit {
     let all = [kernels::rope_cache(Cache::F16), kernels::attention(128, 4, 16, Cache::F16)];
     let join = |all: Unit, one: &Unit| all.joined(one).unwrap_or(all);
-    unit(&all.iter().fold(matvec.unit, join), matvec.table, matvec.warps * 32)
+    unit(&all.iter().fold(*matrix, join), table, warps * 32)
 }
 
 /// Work with its runs of phases as steps, and the memory of their programs.
@@ -161,7 +174,12 @@ fn step(
     constants: &Unit,
     programs: &mut Vec<Memory>,
 ) -> Result<Option<Kernel>> {
-    let Some(matvec) = run.iter().find_map(|kernel| kernel.matvec.clone()) else { return Ok(None) };
+    if !run.iter().any(|kernel| Places::of(kernel).is_some()) {
+        return Ok(None);
+    }
+    let matvec = run.iter().find_map(|kernel| kernel.matvec.as_ref());
+    let table = matvec.map_or(0, |matvec| matvec.table);
+    let threads = matvec.map_or(kernels::DENSE_ROW_WARPS, |matvec| matvec.warps) * 32;
     let phase = |kernel: &&Kernel| Phase {
         entry: kernel.function.entry,
         kernel: (*kernel).clone(),
@@ -177,8 +195,8 @@ fn step(
         Some(matvec) => kernel.shared - matvec.table,
         None => kernel.shared,
     };
-    let shared = matvec.table + phases.iter().map(|phase| beside(&phase.kernel)).max().unwrap_or(0);
-    let function = device.function(unit(constants, matvec.table, matvec.warps * 32), "step")?;
+    let shared = table + phases.iter().map(|phase| beside(&phase.kernel)).max().unwrap_or(0);
+    let function = device.function(unit(constants, table, threads), "step")?;
     if shared > function.dynamic_limit {
         return Ok(None);
     }
@@ -188,7 +206,7 @@ fn step(
     let args = vec![Arg::Address(address(&program)), Arg::Word(phases.len() as u32), Arg::Address(rows)];
     programs.push(program);
     let grid = [device.sms, 1, 1];
-    Ok(Some(Kernel { function, grid, block: matvec.warps * 32, shared, args, matvec: None, resident: true }))
+    Ok(Some(Kernel { function, grid, block: threads, shared, args, matvec: None, resident: true }))
 }
 
 /// A phase as step.cu reads it.
@@ -229,20 +247,29 @@ fn params(kernel: &Kernel, at: usize) -> [u32; 16] {
 
 /// Makes `kernel` prepare its row itself; false where it cannot.
 fn prepare(kernel: &mut Kernel, x: u64, norm: u64, prepared: u64, input: [u32; 3]) -> bool {
-    let Some(matvec) = kernel.matvec.clone() else { return false };
-    let (tiles, cols) = (number(kernel, matvec::CODE_TILES) as u32, number(kernel, matvec::IN) as u32);
-    if number(kernel, matvec::X) != prepared || !matvec.prepares(tiles, cols) {
+    let Some(places) = Places::of(kernel) else { return false };
+    if number(kernel, places.x) != prepared {
         return false;
     }
-    let passes = matvec.passes(tiles);
-    kernel.shared = matvec.shared(passes, cols);
-    kernel.args[matvec::CHUNK] = Arg::Word(passes);
-    kernel.args[matvec::X] = Arg::Address(x);
-    kernel.args[matvec::NORM] = Arg::Address(norm);
-    kernel.args[matvec::PREPARED] = Arg::Address(prepared);
+    match &kernel.matvec {
+        Some(matvec) => {
+            let (tiles, cols) = (number(kernel, PQ_CODE_TILES) as u32, number(kernel, PQ.cols) as u32);
+            if !matvec.prepares(tiles, cols) {
+                return false;
+            }
+            let passes = matvec.passes(tiles);
+            kernel.shared = matvec.shared(passes, cols);
+            kernel.args[PQ_CHUNK] = Arg::Word(passes);
+        }
+        None if input[2] > 0 || norm == 0 => return false, // dense weights want no rotation
+        None => {}
+    }
     let mut words = [0; 16];
     words[..3].copy_from_slice(&input);
-    kernel.args[matvec::INPUT] = Arg::Params(words);
+    kernel.args[places.x] = Arg::Address(x);
+    kernel.args[places.norm] = Arg::Address(norm);
+    kernel.args[places.norm + 1] = Arg::Address(prepared);
+    kernel.args[places.norm + 2] = Arg::Params(words);
     true
 }
 
@@ -312,15 +339,26 @@ fn add_near(device: &Device, phases: &mut Vec<Phase>, keep: &mut Vec<Memory>) ->
 fn look_ahead(phases: &mut [Phase]) {
     let mut next = None;
     for kernel in phases.iter_mut().rev().map(|phase| &mut phase.kernel) {
-        let Some(matvec) = kernel.matvec.clone() else { continue };
-        if let Some((codes, ahead)) = next {
-            kernel.args[matvec::NEXT] = Arg::Address(codes);
-            kernel.args[matvec::AHEAD] = Arg::Params(ahead);
+        let Some(places) = Places::of(kernel) else { continue };
+        if let Some((weight, ahead)) = next {
+            kernel.args[places.norm + 3] = Arg::Address(weight);
+            kernel.args[places.norm + 4] = Arg::Params(ahead);
         }
-        let tile_bytes = number(kernel, matvec::CODE_TILES) as u32 * matvec.tile_bytes;
-        let row_tiles = (number(kernel, matvec::OUT) as u32).div_ceil(TILE_ROWS as u32);
+        let (out, cols) = (number(kernel, places.out) as u32, number(kernel, places.cols) as u32);
+        // What a block's share is counted in, and its bytes.
+        let (units, unit_bytes) = match &kernel.matvec {
+            Some(matvec) => {
+                (out.div_ceil(TILE_ROWS as u32), number(kernel, PQ_CODE_TILES) as u32 * matvec.tile_bytes)
+            }
+            None => (out, cols * dense_bytes(&kernel.function.unit)),
+        };
         let mut ahead = [0; 16];
-        ahead[..3].copy_from_slice(&[tile_bytes, row_tiles, AHEAD]);
-        next = Some((number(kernel, matvec::CODES), ahead));
+        ahead[..3].copy_from_slice(&[unit_bytes, units, AHEAD]);
+        next = Some((number(kernel, places.weight), ahead));
     }
+}
+
+/// Bytes of an element of dense weights.
+fn dense_bytes(unit: &Unit) -> u32 {
+    if unit.constant("DENSE_DTYPE") == Some(0) { 4 } else { 2 }
 }

@@ -1,14 +1,19 @@
 //! Where a forward pass computes: the [`Backend`] trait, its implementations, and the choice between them.
 
+mod choice;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod quantizer;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+pub use choice::{Choice, choose};
+pub use quantizer::{Gram, Quantizer, Rows};
+
+use crate::Result;
 use crate::ops;
 use crate::pq::PqMatrix;
-use crate::{Error, Result};
 
 /// Element type of a dense weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +140,16 @@ pub trait Backend {
         Ok(words.chunks_exact(dim).map(largest).collect())
     }
 
+    /// What quantizes matrices for this backend: the CPU where the device cannot.
+    fn quantizer(&self) -> &dyn Quantizer {
+        &cpu::Cpu
+    }
+
+    /// Sums of x^T x over rows of `dim` elements, none yet; None where they are left to the CPU.
+    fn gram(&self, _dim: usize) -> Result<Option<Box<dyn Gram<Self::Buffer> + '_>>> {
+        Ok(None)
+    }
+
     /// The device's memory bandwidth, measured anew, where the backend can.
     fn bandwidth(&self) -> Result<Option<Bandwidth>> {
         Ok(None)
@@ -151,49 +166,6 @@ pub trait Backend {
         self.write(&mut buffer, words)?;
         Ok(buffer)
     }
-}
-
-/// A backend by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    Cpu,
-    /// A CUDA device by its index.
-    #[cfg(feature = "cuda")]
-    Cuda(usize),
-    #[cfg(feature = "wgpu")]
-    Wgpu,
-}
-
-/// The backend called `name`: `cpu`, `wgpu`, `cuda` or `cuda:1` (the second CUDA device), or `auto`, the best that is
-/// built in and present.
-pub fn choose(name: &str) -> Result<Choice> {
-    match name {
-        #[cfg(feature = "cuda")]
-        "auto" if cuda::available() => Ok(Choice::Cuda(0)),
-        #[cfg(all(feature = "wgpu", not(target_arch = "wasm32")))]
-        "auto" if wgpu::Wgpu::has_gpu() => Ok(Choice::Wgpu),
-        "auto" | "cpu" => Ok(Choice::Cpu),
-        #[cfg(feature = "wgpu")]
-        "wgpu" => Ok(Choice::Wgpu),
-        #[cfg(feature = "cuda")]
-        "cuda" => Ok(Choice::Cuda(0)),
-        #[cfg(not(feature = "wgpu"))]
-        "wgpu" => Err(not_built(name)),
-        #[cfg(not(feature = "cuda"))]
-        "cuda" => Err(not_built(name)),
-        _ => match name.strip_prefix("cuda:").map(str::parse) {
-            #[cfg(feature = "cuda")]
-            Some(Ok(index)) => Ok(Choice::Cuda(index)),
-            #[cfg(not(feature = "cuda"))]
-            Some(Ok(0usize..)) => choose("cuda"),
-            _ => Err(Error::mismatch("backend", "auto, cpu, wgpu, cuda or cuda:N", format!("{name:?}"))),
-        },
-    }
-}
-
-#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
-fn not_built(name: &str) -> Error {
-    Error::backend(name, "not built into this program; --backend cpu is")
 }
 
 /// Runs `$body`, a `Result`, with `$backend` bound to the chosen backend, opened: a runtime choice becomes a static

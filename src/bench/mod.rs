@@ -1,6 +1,7 @@
-//! Measurements: prefill and decode speed of a model, and single kernels cold.
+//! Measurements: prefill and decode speed of a model, single kernels cold, and quantizing.
 
 pub mod kernels;
+pub mod quantize;
 pub mod shapes;
 pub mod speed;
 

@@ -3,15 +3,17 @@
 use clap::{Args, Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 
+use super::DeviceArgs;
 use super::output::STDOUT;
-use crate::backend::{self, Backend, Bandwidth};
+use crate::backend::{Backend, Bandwidth, Quantizer};
+use crate::bench::quantize::quantize;
 use crate::bench::{kernels, shapes, speed};
 use crate::model::random::{Random, Storage};
 use crate::model::{Model, Source};
 use crate::pq::PqSpec;
 use crate::{Error, Result, with_backend};
 
-/// Measure prefill and decode speed of a random model of a real shape, or of single kernels.
+/// Measure prefill and decode speed of a random model of a real shape, of single kernels, or of quantizing.
 #[derive(Parser)]
 #[command(name = "fasq-bench", version)]
 pub struct BenchArgs {
@@ -56,9 +58,8 @@ struct CommonArgs {
     /// Runs that count; the median is printed
     #[arg(long, value_name = "N", default_value_t = 5, global = true)]
     repeat: usize,
-    /// Where to compute: cpu, wgpu, cuda, cuda:N, or auto, the best that is there
-    #[arg(long, value_name = "NAME", default_value = "auto", global = true)]
-    backend: String,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 #[derive(Subcommand)]
@@ -85,6 +86,20 @@ enum Command {
         #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1")]
         rows: Vec<usize>,
     },
+    /// Time quantizing all matrices of a random model, from f16 in host memory to codes in host memory
+    Quantize {
+        /// The model's shape
+        #[arg(long, value_name = "NAME", default_value = "llama3-8b", value_parser = clap::builder::PossibleValuesParser::new(shapes::NAMES))]
+        shape: String,
+        /// How every matrix is quantized, embedding and head too
+        #[arg(
+            long,
+            value_name = "SPEC,...",
+            value_delimiter = ',',
+            default_value = "2-256@universal,2-256@subspace"
+        )]
+        pq: Vec<PqSpec>,
+    },
 }
 
 const DENSE: Storage = Storage { linear: None, head: None };
@@ -107,7 +122,7 @@ impl StorageArgs {
 
 pub fn run(args: &BenchArgs) -> Result<()> {
     super::set_threads(None)?;
-    let choice = backend::choose(&args.common.backend)?;
+    let choice = args.common.device.choose()?;
     match &args.command {
         None => with_backend!(choice, |backend| pollster::block_on(model(backend, args))),
         Some(Command::Kernels { specs, shapes, rows }) => {
@@ -118,6 +133,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
                 rows,
                 args.common.repeat
             )))
+        }
+        Some(Command::Quantize { shape, pq }) => {
+            with_backend!(choice, |backend| quantizing(backend.quantizer(), shape, pq, args.common.repeat))
         }
     }
 }
@@ -238,6 +256,26 @@ async fn single<B: Backend>(
                 ]);
             }
         }
+    }
+    print(&table.to_string())
+}
+
+fn quantizing(quantizer: &dyn Quantizer, shape: &str, specs: &[PqSpec], repeat: usize) -> Result<()> {
+    let config = shapes::config(shape).ok_or_else(|| Error::invalid("shape", shape))?;
+    let model = Random::new(config, DENSE)?;
+    print(&format!("{shape}, {}", quantizer.describe()))?;
+    let mut table = table(&["quantized to", "s", "+-", "M weights", "M weights/s", "relative error"]);
+    for spec in specs {
+        let measured = quantize(quantizer, &model, *spec, repeat.max(1))?;
+        let (seconds, millions) = (measured.samples.median(), measured.weights as f64 / 1e6);
+        table.add_row([
+            spec.to_string(),
+            format!("{seconds:.2}"),
+            format!("{:.1} %", 100.0 * measured.samples.spread()),
+            format!("{millions:.0}"),
+            format!("{:.0}", millions / seconds),
+            format!("{:.6}", measured.error.relative()),
+        ]);
     }
     print(&table.to_string())
 }

@@ -13,7 +13,36 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use clap::Args;
+
+use crate::backend::{self, Choice};
 use crate::{Error, Result};
+
+/// Where a program computes.
+#[derive(Args, Debug)]
+pub struct DeviceArgs {
+    /// Where to compute: cpu, wgpu, cuda, cuda:N or N (the GPU of that number, from 0), or auto, the best that is there
+    #[arg(long, visible_alias = "backend", value_name = "NAME", default_value = AUTO, global = true)]
+    device: String,
+}
+
+const AUTO: &str = "auto";
+
+impl DeviceArgs {
+    pub fn choose(&self) -> Result<Choice> {
+        backend::choose(&self.device)
+    }
+
+    /// What the user wrote.
+    pub fn name(&self) -> &str {
+        &self.device
+    }
+
+    /// Whether the user left it to us.
+    pub fn is_auto(&self) -> bool {
+        self.device == AUTO
+    }
+}
 
 /// Exit code of a user's mistake, a damaged file or a missing backend, as of clap's usage errors.
 const FAILED: u8 = 2;

@@ -7,9 +7,10 @@ use std::sync::atomic::AtomicBool;
 use clap::{Args, Parser};
 use indicatif::DecimalBytes;
 
+use super::DeviceArgs;
 use super::chat::chat;
 use super::output::Output;
-use crate::backend::{self, Backend};
+use crate::backend::Backend;
 use crate::baseline::Rtn;
 use crate::generate::{ChatTemplate, Generator, Limits, Sampler, Sampling, StopReason, Tokenizer};
 use crate::model::{Model, Source};
@@ -60,9 +61,8 @@ pub struct RunArgs {
     /// End the text before this one; may be given more than once
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Where to compute: cpu, wgpu, cuda, or auto for the best that is there
-    #[arg(long, value_name = "NAME", default_value = "auto", hide_possible_values = true)]
-    backend: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// CPU threads [default: one for each core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -148,7 +148,7 @@ impl<B: Backend> Run<'_, B> {
 /// Runs fasq-run.
 pub fn run(args: &RunArgs) -> Result<()> {
     super::set_threads(args.threads)?;
-    let choice = backend::choose(&args.backend)?;
+    let choice = args.device.choose()?;
     let (mut source, name) = open(args.model.as_deref())?;
     if let Some(rtn) = args.baseline {
         source.round(rtn)?;
@@ -200,7 +200,7 @@ fn run_on<B: Backend>(args: &RunArgs, backend: B, source: &Source, name: &str) -
         config.layers.len(),
         DecimalBytes(source.bytes()),
         model.backend().describe(),
-        if args.backend == "auto" { " (auto)" } else { "" },
+        if args.device.is_auto() { " (auto)" } else { "" },
     ));
     let mut run = Run {
         generator: Generator::new(&model, &tokenizer, context)?,

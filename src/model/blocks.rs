@@ -22,9 +22,9 @@ impl<B: Backend> Session<'_, B> {
     }
 
     /// Takes the residual stream `x` `[tokens, hidden]` of a sequence, from its first token on, through block
-    /// `layer`, and returns what the block's linear layers read, each `[tokens, in]`, in the order of [`Input::at`]:
-    /// rotated where their weights are. The sequence lies in slot 0, which is empty afterwards.
-    pub async fn block(&mut self, layer: usize, x: &mut [f32]) -> Result<[Vec<f32>; Input::PER_LAYER]> {
+    /// `layer`, and returns what the block's linear layers read, each `[tokens, in]` with its `in`, in the order of
+    /// [`Input::at`]: rotated where their weights are. The sequence lies in slot 0, which is empty afterwards.
+    pub async fn block(&mut self, layer: usize, x: &mut [f32]) -> Result<Vec<(B::Buffer, usize)>> {
         let hidden = self.model.config.hidden;
         let rows = x.len() / hidden;
         let segments = self.begin(&vec![0; rows])?;
@@ -44,16 +44,11 @@ impl<B: Backend> Session<'_, B> {
         self.model.layers[layer].forward(&mut pass, &mut self.state[layer])?;
         backend.submit(commands)?;
         x.copy_from_slice(bytemuck::cast_slice(&backend.read(&self.scratch.x, 0, x.len()).await?));
-        let dims = self.model.layers[layer].inputs();
-        let mut values = [const { Vec::new() }; Input::PER_LAYER];
-        for ((values, dim), buffer) in values.iter_mut().zip(dims).zip(&inputs) {
-            *values = bytemuck::cast_vec(backend.read(buffer, 0, rows * dim).await?);
-        }
-        Ok(values)
+        Ok(inputs.into_iter().zip(self.model.layers[layer].inputs()).collect())
     }
 
     /// The final norm of the residual stream `x` `[tokens, hidden]`: what the head reads, not rotated.
-    pub async fn norm(&mut self, x: &[f32]) -> Result<Vec<f32>> {
+    pub async fn norm(&mut self, x: &[f32]) -> Result<&B::Buffer> {
         let config = &self.model.config;
         self.begin(&vec![0; x.len() / config.hidden])?;
         let (backend, s) = (&self.model.backend, &mut self.scratch);
@@ -69,7 +64,7 @@ impl<B: Backend> Session<'_, B> {
         let mut commands = backend.begin()?;
         backend.rms_norm(&mut commands, op)?;
         backend.submit(commands)?;
-        Ok(bytemuck::cast_vec(backend.read(&s.normed, 0, x.len()).await?))
+        Ok(&s.normed)
     }
 
     /// Prepares slot 0 for a sequence from its first token on; how many segments it makes.

@@ -88,6 +88,11 @@ impl Random {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Of the tensors that are weight matrices.
+    pub fn matrix_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.values().filter(|t| t.role != Role::Keep).map(|t| t.name.as_str())
+    }
+
     /// Bytes of all tensors as they would be stored.
     pub fn bytes(&self) -> u64 {
         let bytes = |t: &TensorSpec| match (self.spec(t), &t.shape[..]) {

@@ -10,7 +10,7 @@ use crate::gemm::{Mat, matmul};
 /// Rows that are coded together, one in each SIMD lane.
 pub const ROWS: usize = 64;
 /// Columns between two matrix products; what lies within is carried at once.
-const BLOCK: usize = 128;
+pub const BLOCK: usize = 128;
 
 /// How much of each column's error is added to the columns after it, for sub-vectors of `d` columns.
 #[derive(Clone, Debug)]
@@ -48,6 +48,11 @@ impl Carry {
     /// Columns, and columns of a sub-vector.
     pub fn shape(&self) -> (usize, usize) {
         (self.cols, self.d)
+    }
+
+    /// `[cols, cols]`: row j, column k holds the share of column j's error in column k.
+    pub fn shares(&self) -> &[f32] {
+        &self.shares
     }
 
     /// Codes up to [`ROWS`] prepared rows `weights` `[rows, cols]` into `codes` `[rows, subspaces]`. `codebook` gives

@@ -12,10 +12,12 @@ use super::{Carry, PqMatrix, PqSpec, RowScale, Scope, carry, kmeans, pack, unive
 use crate::{Error, Result};
 
 /// Most vectors that a codebook is trained on; more change nothing (5 Lloyd steps on 64 k equal 60 on everything).
-const SAMPLE: usize = 1 << 16;
-/// Lloyd steps from the Gaussian table, and for raw weights, which are less like it.
-const STEPS: usize = 5;
-const RAW_STEPS: usize = 12;
+pub(crate) const SAMPLE: usize = 1 << 16;
+
+/// Lloyd steps from the Gaussian table; more for raw weights, which are less like it.
+pub(crate) fn steps(spec: PqSpec) -> usize {
+    if spec.scale == RowScale::None { 12 } else { 5 }
+}
 
 /// A quantized matrix and what was lost.
 #[derive(Clone, Debug)]
@@ -73,17 +75,7 @@ pub fn quantize(
     spec: PqSpec,
     carry: Option<&Carry>,
 ) -> Result<Quantized> {
-    if weights.is_empty() || cols == 0 || !weights.len().is_multiple_of(cols) {
-        return Err(Error::mismatch(name, format!("rows of {cols} weights"), weights.len()));
-    }
-    let rows = weights.len() / cols;
-    if spec != spec.for_cols(cols) {
-        return Err(Error::invalid(name, format!("{cols} columns cannot be rotated as {spec} asks")));
-    }
-    if let Some(carry) = carry.filter(|carry| carry.shape() != (cols, spec.d)) {
-        let expected = format!("error feedback for {cols} columns and d = {}", spec.d);
-        return Err(Error::mismatch(name, expected, format!("{:?}", carry.shape())));
-    }
+    let rows = check(name, weights.len(), cols, spec, carry)?;
     let totals = weights
         .par_chunks_mut(cols)
         .enumerate()
@@ -111,6 +103,27 @@ pub fn quantize(
         if spec.scale == RowScale::None { vec![] } else { totals.iter().map(|row| row.scale).collect() };
     let matrix = PqMatrix { spec, rows, cols, codes: codes.into(), codebooks, scales: scales.into() };
     Ok(Quantized { matrix: matrix.checked(name)?, error: errors.into_iter().sum() })
+}
+
+/// The rows that `weights` weights are; an error where they, the spec or the carry do not fit `cols`.
+pub(crate) fn check(
+    name: &str,
+    weights: usize,
+    cols: usize,
+    spec: PqSpec,
+    carry: Option<&Carry>,
+) -> Result<usize> {
+    if weights == 0 || cols == 0 || !weights.is_multiple_of(cols) {
+        return Err(Error::mismatch(name, format!("rows of {cols} weights"), weights));
+    }
+    if spec != spec.for_cols(cols) {
+        return Err(Error::invalid(name, format!("{cols} columns cannot be rotated as {spec} asks")));
+    }
+    if let Some(carry) = carry.filter(|carry| carry.shape() != (cols, spec.d)) {
+        let expected = format!("error feedback for {cols} columns and d = {}", spec.d);
+        return Err(Error::mismatch(name, expected, format!("{:?}", carry.shape())));
+    }
+    Ok(weights / cols)
 }
 
 /// |W - W'|^2 / |W|^2 of a quantized matrix against the original `[rows, cols]`.
@@ -183,14 +196,18 @@ fn train(name: &str, weights: &[f32], cols: usize, spec: PqSpec) -> Result<Arc<[
             let sample = sample(weights, cols, spec, book);
             let mut centroids = start.clone();
             fit(&mut centroids, &sample, spec.d);
-            let steps = if spec.scale == RowScale::None { RAW_STEPS } else { STEPS };
-            kmeans::lloyd(&sample, spec.d, &mut centroids, steps);
+            kmeans::lloyd(&sample, spec.d, &mut centroids, steps(spec));
             centroids
         })
         .collect();
-    let rounded: Arc<[f16]> = books.iter().flatten().map(|&c| f16::from_f32(c)).collect();
+    round(name, &books.concat(), spec.d)
+}
+
+/// Centroids of `d` elements as they are stored.
+pub(crate) fn round(name: &str, centroids: &[f32], d: usize) -> Result<Arc<[f16]>> {
+    let rounded: Arc<[f16]> = centroids.iter().map(|&c| f16::from_f32(c)).collect();
     match rounded.iter().position(|c| !c.is_finite()) {
-        Some(at) => Err(Error::invalid(name, format!("centroid {} does not fit into f16", at / spec.d))),
+        Some(at) => Err(Error::invalid(name, format!("centroid {} does not fit into f16", at / d))),
         None => Ok(rounded),
     }
 }

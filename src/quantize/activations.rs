@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pollster::block_on;
 
 use super::moments::Moments;
-use crate::backend::Backend;
+use crate::backend::{Backend, Gram};
 use crate::model::arch::Input;
 use crate::model::{Model, Session, SessionOptions};
 use crate::{Error, Result};
@@ -50,32 +50,75 @@ impl<B: Backend> Inputs for Activations<'_, B> {
         &mut self,
         wanted: [bool; Input::PER_LAYER],
     ) -> Result<[Option<Moments>; Input::PER_LAYER]> {
-        let mut moments = [const { None }; Input::PER_LAYER];
+        let backend = self.session.model().backend();
+        let mut sums = [const { None }; Input::PER_LAYER];
         for stream in &mut self.streams {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
             let rows = stream.len() / self.session.model().config().hidden;
             let inputs = block_on(self.session.block(self.layer, stream))?;
-            for ((moments, values), _) in
-                moments.iter_mut().zip(&inputs).zip(wanted).filter(|(_, wanted)| *wanted)
+            for ((sums, (x, dim)), _) in
+                sums.iter_mut().zip(&inputs).zip(wanted).filter(|(_, wanted)| *wanted)
             {
-                moments.get_or_insert_with(|| Moments::new(values.len() / rows)).add(values);
+                let sums = match sums {
+                    Some(sums) => sums,
+                    none => none.insert(Sums::new(backend, *dim)?),
+                };
+                sums.add(backend, x, rows, *dim)?;
             }
         }
         self.layer += 1;
+        let mut moments = [const { None }; Input::PER_LAYER];
+        for (moments, sums) in moments.iter_mut().zip(sums) {
+            *moments = sums.map(Sums::moments).transpose()?;
+        }
         Ok(moments)
     }
 
     fn head(&mut self) -> Result<Moments> {
-        let mut moments = Moments::new(self.session.model().config().hidden);
+        let (backend, dim) = (self.session.model().backend(), self.session.model().config().hidden);
+        let mut sums = Sums::new(backend, dim)?;
         for stream in &self.streams {
-            moments.add(&block_on(self.session.norm(stream))?);
+            sums.add(backend, block_on(self.session.norm(stream))?, stream.len() / dim, dim)?;
         }
-        Ok(moments)
+        sums.moments()
     }
 
     fn fingerprint(&self) -> u64 {
         self.fingerprint
+    }
+}
+
+/// Moments in the making: where the inputs are, or here.
+enum Sums<'m, B: Backend> {
+    Device(usize, Box<dyn Gram<B::Buffer> + 'm>),
+    Host(Moments),
+}
+
+impl<'m, B: Backend> Sums<'m, B> {
+    fn new(backend: &'m B, dim: usize) -> Result<Self> {
+        Ok(match backend.gram(dim)? {
+            Some(gram) => Self::Device(dim, gram),
+            None => Self::Host(Moments::new(dim)),
+        })
+    }
+
+    /// Adds the rows x `[rows, dim]`.
+    fn add(&mut self, backend: &B, x: &B::Buffer, rows: usize, dim: usize) -> Result<()> {
+        match self {
+            Self::Device(_, gram) => gram.add(x, rows)?,
+            Self::Host(moments) => {
+                moments.add(bytemuck::cast_slice(&block_on(backend.read(x, 0, rows * dim))?));
+            }
+        }
+        Ok(())
+    }
+
+    fn moments(self) -> Result<Moments> {
+        match self {
+            Self::Device(dim, gram) => Ok(Moments::of_sums(dim, &gram.sums()?)),
+            Self::Host(moments) => Ok(moments),
+        }
     }
 }

@@ -46,6 +46,20 @@ impl Moments {
         Self { dim, tiles: tiles.collect() }
     }
 
+    /// Of sums `[dim, dim]` that were made elsewhere; those at and above the diagonal count.
+    pub fn of_sums(dim: usize, sums: &[f64]) -> Self {
+        let mut moments = Self::new(dim);
+        moments.tiles.par_iter_mut().for_each(|tile| {
+            for (r, to) in tile.sums.chunks_exact_mut(tile.cols).enumerate() {
+                let row = tile.row + r;
+                for (to, col) in to.iter_mut().zip(tile.col..) {
+                    *to = sums[row.min(col) * dim + row.max(col)];
+                }
+            }
+        });
+        moments
+    }
+
     /// Bytes that the moments of `dim` elements and their factorization take at most.
     pub fn bytes(dim: usize) -> usize {
         // Half a matrix of sums, the matrix to factorize and its factor in f64; the matrix and the shares in f32.

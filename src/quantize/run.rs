@@ -10,18 +10,20 @@ use super::activations::Inputs;
 use super::moments::{DAMPING, Moments};
 use super::plan::{Item, Plan};
 use super::report::{Report, TensorReport};
-use crate::backend::Dtype;
+use crate::backend::{Dtype, Quantizer, Rows};
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::format::{Progress, Stored, Writer, fnv1a};
 use crate::model::arch::Input;
-use crate::pq::{self, Carry, PqSpec, Rotation, Scope, SquaredError};
+use crate::pq::{Carry, PqSpec, Rotation, Scope, SquaredError};
 use crate::{Error, Result};
 
-/// Weights that are in memory at a time where rows do not depend on each other.
+/// Elements of a dense tensor that are converted at a time.
 const BLOCK: usize = 1 << 22;
 
 /// How to run.
 pub struct Options<'a> {
+    /// What quantizes the matrices.
+    pub quantizer: &'a dyn Quantizer,
     /// Continue a partial file if there is one.
     pub resume: bool,
     /// Set by another thread to end the run soon.
@@ -148,7 +150,9 @@ impl Run<'_> {
         }
         let view = self.checkpoint.tensor(name)?;
         let (rows, cols) = (shape[0], shape[1]);
-        let step = if spec.scope == Scope::Universal { (BLOCK / cols).clamp(1, rows) } else { rows };
+        let quantizer = self.options.quantizer;
+        let step =
+            if spec.scope == Scope::Universal { (quantizer.block() / cols).clamp(1, rows) } else { rows };
         let row_bytes = cols * view.dtype.size();
         let mut error = SquaredError::default();
         for first in (0..rows).step_by(step) {
@@ -157,8 +161,8 @@ impl Run<'_> {
             }
             let count = step.min(rows - first);
             let bytes = &view.bytes[first * row_bytes..][..count * row_bytes];
-            let block = TensorView { dtype: view.dtype, shape: vec![count, cols], bytes };
-            let quantized = pq::quantize(name, first, block.to_f32(), cols, spec, carry)?;
+            let weights = TensorView { dtype: view.dtype, shape: vec![count, cols], bytes };
+            let quantized = quantizer.quantize(&Rows { name, first, weights }, spec, carry)?;
             self.writer.rows(name, first, &quantized.matrix.codes, &quantized.matrix.scales)?;
             if spec.scope != Scope::Universal {
                 self.writer.codebooks(name, &quantized.matrix.codebooks)?;

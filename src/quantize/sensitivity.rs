@@ -10,13 +10,13 @@ use rayon::prelude::*;
 use super::activations::Inputs;
 use super::moments::Moments;
 use super::plan::{Item, Plan};
-use crate::backend::Backend;
+use crate::backend::{Backend, Quantizer, Rows};
 use crate::checkpoint::Checkpoint;
 use crate::eval::divergence::kl;
 use crate::eval::perplexity::{Step, session, steps};
 use crate::model::arch::{Input, Role};
 use crate::model::{Model, Source};
-use crate::pq::{self, PqSpec, RowScale, Scope};
+use crate::pq::{PqSpec, RowScale, Scope};
 use crate::{Error, Result};
 
 /// The (d, K) that a size is made of, from 1.5 to 8 bits a weight: of each number of bits the one of least distortion among
@@ -131,7 +131,7 @@ impl Sensitivities {
                 return Err(Error::Interrupted);
             }
             let mut changed = checkpoint()?;
-            let error = quantize(&mut changed, item, moments)?;
+            let error = quantize(model.backend().quantizer(), &mut changed, item, moments)?;
             let changed = Model::load(model.backend().clone(), &Source::Checkpoint(changed))?;
             let logits = logits(&changed, &text)?;
             let pairs = base.par_chunks_exact(vocab).zip(logits.par_chunks_exact(vocab));
@@ -191,13 +191,18 @@ fn logits<B: Backend>(model: &Model<B>, text: &[&[u32]]) -> Result<Vec<f32>> {
 }
 
 /// Puts the matrix as it is after quantization in its place; its relative error, without what feedback adds to it.
-fn quantize(checkpoint: &mut Checkpoint, item: &Item, moments: Option<&Moments>) -> Result<f64> {
+fn quantize(
+    quantizer: &dyn Quantizer,
+    checkpoint: &mut Checkpoint,
+    item: &Item,
+    moments: Option<&Moments>,
+) -> Result<f64> {
     let (rows, cols) = (item.shape[0], item.shape[1]);
     let spec = PROBE.for_cols(cols);
     let carry = moments.map(|m| m.carry(&item.name, spec.rotation(cols), spec.d)).transpose()?;
-    let weights = checkpoint.tensor(&item.name)?.to_f32();
+    let weights = checkpoint.tensor(&item.name)?;
     let carry = carry.as_ref().map(|(carry, _)| carry);
-    let matrix = pq::quantize(&item.name, 0, weights, cols, spec, carry)?.matrix;
+    let matrix = quantizer.quantize(&Rows { name: &item.name, first: 0, weights }, spec, carry)?.matrix;
     let mut decoded = vec![0f32; rows * cols];
     decoded.par_chunks_exact_mut(cols).enumerate().for_each(|(n, row)| {
         matrix.decode_row(n, row);
@@ -213,6 +218,7 @@ fn quantize(checkpoint: &mut Checkpoint, item: &Item, moments: Option<&Moments>)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pq;
 
     /// Of a matrix of Gaussian numbers (G. Box, M. Muller) that is quantized so.
     fn measured(d: usize, k: usize) -> f64 {

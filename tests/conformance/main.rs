@@ -16,6 +16,8 @@ mod harness;
 mod linear;
 mod pq_matmul;
 mod pq_matvec;
+#[cfg(feature = "cuda")]
+mod quantize;
 mod rms_norm;
 mod rope_cache;
 mod rotate;
@@ -48,6 +50,9 @@ conformance!(
 conformance!(cuda_decode, cuda(fasq::backend::cuda::Precision::Single), [decode], harness::EXACT);
 #[cfg(feature = "cuda")]
 conformance!(cuda_decode_half, cuda(fasq::backend::cuda::Precision::Half), [decode], harness::HALF);
+
+#[cfg(feature = "cuda")]
+conformance!(cuda_quantize, cuda(fasq::backend::cuda::Precision::Half), [quantize], harness::EXACT);
 
 /// The first CUDA device; none where there is none.
 #[cfg(feature = "cuda")]

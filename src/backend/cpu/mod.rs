@@ -13,6 +13,7 @@ mod lanes;
 mod linear;
 mod pq_matmul;
 mod pq_matvec;
+mod quantize;
 mod rms_norm;
 mod rope_cache;
 mod rotate;

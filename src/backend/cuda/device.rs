@@ -15,6 +15,7 @@ use half::f16;
 use super::error;
 use super::kernels::Unit;
 use super::nvrtc;
+use super::transfer::Staging;
 use crate::{Error, Result};
 
 /// Device memory in 4-byte words, shared by what uses it and freed in stream order.
@@ -62,6 +63,7 @@ pub struct Device {
     outgrown: RefCell<Vec<Memory>>,
     universal: RefCell<Vec<(Vec<f16>, Memory)>>,
     blas: RefCell<Option<Rc<CudaBlas>>>,
+    staging: RefCell<Option<Staging>>,
 }
 
 /// A kernel, loaded.
@@ -123,6 +125,7 @@ impl Device {
             outgrown: RefCell::default(),
             universal: RefCell::default(),
             blas: RefCell::default(),
+            staging: RefCell::default(),
         })
     }
 
@@ -197,6 +200,39 @@ impl Device {
         let to = address(memory) + at as u64;
         // SAFETY: `memory` is alive and large enough; a copy from pageable memory has read it on return.
         unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) }.map_err(driver)
+    }
+
+    /// [`Device::write`] of many bytes.
+    pub fn write_large(&self, memory: &Memory, bytes: &[u8]) -> Result<()> {
+        self.staged(|staging| staging.write(self, memory, bytes))
+    }
+
+    /// The first bytes of `memory`, after everything enqueued so far.
+    pub fn read_large(&self, memory: &Memory, bytes: &mut [u8]) -> Result<()> {
+        self.staged(|staging| staging.read(self, memory, bytes))
+    }
+
+    fn staged(&self, copy: impl FnOnce(&mut Staging) -> Result<()>) -> Result<()> {
+        let mut staging = self.staging.borrow_mut();
+        copy(match &mut *staging {
+            Some(staging) => staging,
+            none => none.insert(Staging::new(self)?),
+        })
+    }
+
+    /// From now on memory that is freed stays with this program: work that allocates the same again and again need
+    /// not wait for the system.
+    pub fn keep_freed_memory(&self) -> Result<()> {
+        self.bind()?;
+        let (mut pool, mut keep) = (std::ptr::null_mut(), u64::MAX);
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the pool is the device's own, and the attribute a 64-bit number.
+        unsafe {
+            sys::cuDeviceGetDefaultMemPool(&raw mut pool, self.context.cu_device())
+                .result()
+                .map_err(driver)?;
+            sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut keep).cast()).result().map_err(driver)
+        }
     }
 
     /// `words` words from word `start`, after everything enqueued so far.

@@ -16,7 +16,9 @@ pub fn units(limit: usize) -> Vec<Checked> {
         "embed",
         "gated_norm",
         "gather_rows",
+        "gram",
         "pq_matmul",
+        "quantize",
         "rms_norm",
         "rotate",
         "stream_read",
@@ -27,6 +29,7 @@ pub fn units(limit: usize) -> Vec<Checked> {
     let caches = [Cache::F32, Cache::F16];
     all.extend(caches.map(|cache| (rope_cache(cache), 0)));
     all.extend([2, 4].map(|kernel| (causal_conv(kernel), 0)));
+    all.extend((1..=8).flat_map(|d| [(kmeans(d), 0), (carry(d), 0)]));
     all.extend([16, 128].map(|key_dim| (delta_rule(key_dim), 0)));
     for dtype in 0..3 {
         all.extend((1..=4).map(|rows| (dense(dtype, rows), 0)));

@@ -85,6 +85,7 @@ macro_rules! sources {
 sources!(
     "argmax",
     "attention",
+    "carry",
     "causal_conv",
     "delta_rule",
     "dense_matmul",
@@ -92,9 +93,12 @@ sources!(
     "embed",
     "gated_norm",
     "gather_rows",
+    "gram",
+    "kmeans",
     "pq_matmul",
     "pq_matvec",
     "pq_matvec_subspace",
+    "quantize",
     "rms_norm",
     "rope_cache",
     "rotate",
@@ -380,6 +384,16 @@ pub fn causal_conv(kernel: u32) -> Unit {
 
 pub fn delta_rule(key_dim: u32) -> Unit {
     Unit::new("delta_rule", &[("KEY_DIM", key_dim)])
+}
+
+/// k-means and search for vectors of `d` elements.
+pub fn kmeans(d: usize) -> Unit {
+    Unit::new("kmeans", &[("VECTOR", d as u32)])
+}
+
+/// Assignment of such vectors with error feedback.
+pub fn carry(d: usize) -> Unit {
+    Unit::new("carry", &[("VECTOR", d as u32)])
 }
 
 /// A source without constants.

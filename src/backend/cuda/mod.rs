@@ -11,7 +11,9 @@ pub mod every;
 pub mod kernels;
 mod linear;
 pub mod nvrtc;
+mod quantize;
 mod step;
+mod transfer;
 mod weight;
 
 use std::fmt::Display;
@@ -20,7 +22,7 @@ use std::rc::Rc;
 pub use commands::Commands;
 pub use weight::Weight;
 
-use super::{Backend, Bandwidth, Key, WeightData};
+use super::{Backend, Bandwidth, Gram, Key, Quantizer, WeightData};
 use crate::ops::{self, LinearParams};
 use crate::{Error, Result};
 use commands::{Graphs, Launch};
@@ -211,6 +213,14 @@ impl Backend for Cuda {
 
     fn replay(&self, key: &Key) -> Result<bool> {
         self.graphs.replay(&self.device, key)
+    }
+
+    fn quantizer(&self) -> &dyn Quantizer {
+        self
+    }
+
+    fn gram(&self, dim: usize) -> Result<Option<Box<dyn Gram<Buffer> + '_>>> {
+        Ok(Some(Box::new(quantize::Sums::new(self, dim)?)))
     }
 
     fn bandwidth(&self) -> Result<Option<Bandwidth>> {

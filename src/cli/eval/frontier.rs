@@ -164,7 +164,7 @@ fn quantized(args: &FrontierArgs, checkpoint: &str, options: &str) -> Result<Pat
     }
     let written = args.dir.join(format!("{checkpoint}-written.json"));
     let fixed = ["fasq-quantize".as_ref(), args.model.model.as_os_str(), "-o".as_ref(), file.as_os_str()];
-    let more = ["--resume", "--quiet", "--backend", &args.model.backend, "--written"];
+    let more = ["--resume", "--quiet", "--device", args.model.device.name(), "--written"];
     let words = fixed.into_iter().chain(more.map(AsRef::as_ref)).chain([written.as_os_str()]);
     let words = words.chain(options.split_whitespace().map(AsRef::as_ref));
     let parsed = QuantizeArgs::try_parse_from(words).map_err(|e| {

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::backend;
 use crate::baseline::Rtn;
+use crate::cli::DeviceArgs;
 use crate::eval::perplexity::Protocol;
 use crate::generate::Tokenizer;
 use crate::model::{Model, Source};
@@ -45,9 +45,8 @@ struct ModelArgs {
     /// Round the linear layers of an unquantized model to the nearest step: rtn-BITS-gGROUP, like rtn-4-g128
     #[arg(long, value_name = "NAME")]
     baseline: Option<Rtn>,
-    /// Where to compute: cpu, wgpu, cuda, cuda:N, or auto, the best that is there
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    backend: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// CPU threads [default: one for each core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -101,7 +100,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         Task::Frontier(args) => &args.model,
     };
     super::set_threads(common.threads)?;
-    let choice = backend::choose(&common.backend)?;
+    let choice = common.device.choose()?;
     let source = common.open()?;
     with_backend!(choice, |backend| match &args.task {
         Task::Logits(args) => logits::run(args, &Model::load(backend, &source)?),

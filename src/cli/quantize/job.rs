@@ -38,7 +38,7 @@ pub struct Job<'a> {
 
 impl Job<'_> {
     /// Plans and, if there is a file to write, quantizes; `model` is the unquantized one, where it is needed.
-    pub fn run<B: Backend + Clone>(&self, model: Option<&Model<B>>) -> Result<()> {
+    pub fn run<B: Backend + Clone>(&self, backend: &B, model: Option<&Model<B>>) -> Result<()> {
         let (args, talk) = (self.args, self.talks());
         let rules = self.rules()?;
         let mut text = None;
@@ -70,7 +70,8 @@ impl Job<'_> {
             bar.set_message(name.to_owned());
             bar.inc(weights as u64);
         };
-        let options = Options { resume: args.resume, stop: self.stop, progress: &progress };
+        let (quantizer, stop) = (backend.quantizer(), self.stop);
+        let options = Options { quantizer, resume: args.resume, stop, progress: &progress };
         let mut inputs = match (model.filter(|_| self.feeds()), &text) {
             (Some(model), Some(text)) => Some(Activations::new(model, text, self.stop)?),
             _ => None,

@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, ValueEnum};
 
 use self::job::Job;
-use super::interrupt_flag;
-use crate::backend;
-use crate::backend::cpu::Cpu;
+use super::{DeviceArgs, interrupt_flag};
 use crate::checkpoint::Checkpoint;
 use crate::model::{Model, Source};
 use crate::quantize::{Size, Target};
@@ -82,9 +80,8 @@ pub struct QuantizeArgs {
     /// Keep the text that the model writes, or take it from here if it is there
     #[arg(long, value_name = "FILE.json")]
     written: Option<PathBuf>,
-    /// Where the model writes and reads the text; auto takes the best that is there
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    backend: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// CPU threads [default: one for each core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -157,10 +154,11 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         Preset::Paper => Learn::Nothing,
     });
     let job = Job { args: &args, source: &source, checkpoint, feedback, stop: interrupt_flag()? };
-    if !job.feeds() && args.sensitivity != Learn::Own {
-        return job.run::<Cpu>(None);
-    }
-    with_backend!(backend::choose(&args.backend)?, |backend| job.run(Some(&Model::load(backend, &source)?)))
+    let reads = job.feeds() || args.sensitivity == Learn::Own;
+    with_backend!(args.device.choose()?, |backend| {
+        let model = if reads { Some(Model::load(backend.clone(), &source)?) } else { None };
+        job.run(&backend, model.as_ref())
+    })
 }
 
 /// Finds out before the work whether the file can take its name.

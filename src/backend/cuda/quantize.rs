@@ -1,0 +1,415 @@
+//! Quantizing on the device: rows in as a file has them, codes out (kernels/{quantize,kmeans,carry}.cu), and the sums
+//! of x^T x that error feedback needs.
+
+use std::sync::Arc;
+
+use cudarc::cublas::sys::{cublasFillMode_t, cublasOperation_t, cublasSsyrk_v2};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use super::commands::{Commands, Launch};
+use super::device::{Device, Memory, address};
+use super::{Buffer, Cuda, error, kernels, linear};
+use crate::backend::{Backend, Gram, Quantizer, Rows};
+use crate::checkpoint::TensorView;
+use crate::pq::quantize::{self as cpu, SAMPLE, check, round};
+use crate::pq::{self, Carry, PqMatrix, PqSpec, Quantized, RowScale, Scope, SquaredError, carry, universal};
+use crate::{Error, Result};
+
+/// EACH in kmeans.cu times its threads: vectors of a block of the search.
+fn block_vectors(d: usize) -> usize {
+    256 * if d <= 4 { 4 } else { 2 }
+}
+
+/// Rows of a block of the carry kernel (ROWS and WARPS in carry.cu).
+const CARRY_ROWS: usize = 32;
+
+impl Quantizer for Cuda {
+    fn describe(&self) -> String {
+        Backend::describe(self)
+    }
+
+    /// 256 MB of f32: enough that the copies keep going.
+    fn block(&self) -> usize {
+        1 << 26
+    }
+
+    fn quantize(&self, rows: &Rows<'_>, spec: PqSpec, carry: Option<&Carry>) -> Result<Quantized> {
+        let cols = rows.weights.shape.last().copied().unwrap_or(0);
+        let weights = rows.weights.bytes.len() / rows.weights.dtype.size();
+        let count = check(rows.name, weights, cols, spec, carry)?;
+        if weights as u64 >> 32 > 0 {
+            return Err(error(format!("{}: more than 2^32 weights at a time", rows.name)));
+        }
+        self.device.keep_freed_memory()?;
+        Work { cuda: self, device: &self.device, rows: count, cols, spec }.run(rows, carry)
+    }
+}
+
+/// Rows that are being quantized.
+struct Work<'a> {
+    cuda: &'a Cuda,
+    device: &'a Device,
+    rows: usize,
+    cols: usize,
+    spec: PqSpec,
+}
+
+/// Prepared rows.
+struct Prepared {
+    /// f32 `[rows, cols]`.
+    weights: Memory,
+    /// f16 `[rows]`.
+    scales: Memory,
+    /// f64 `[rows]`: sums of squares before the scales.
+    squares: Memory,
+}
+
+impl Work<'_> {
+    fn run(&self, rows: &Rows<'_>, carry: Option<&Carry>) -> Result<Quantized> {
+        let Self { spec, cols, .. } = *self;
+        let prepared = self.prepare(rows)?;
+        let codebooks = match spec.scope {
+            Scope::Universal => universal::codebook(spec.d, spec.k),
+            _ => round(rows.name, &self.train(&prepared.weights)?, spec.d)?,
+        };
+        let centroids = self.upload(bytemuck::cast_slice(&codebooks.to_f32_vec()))?;
+        let codes = self.device.alloc((self.rows * spec.subspaces(cols)).div_ceil(2), false)?;
+        match carry {
+            Some(carry) => self.carry(&prepared.weights, &centroids, carry, &codes)?,
+            None => self.assign(&prepared.weights, &centroids, &codes)?,
+        }
+        self.finish(rows.name, prepared, codebooks, &centroids, &codes)
+    }
+
+    fn launch(&self, launch: Launch) -> Result<()> {
+        let mut commands = Commands::default();
+        commands.launch(launch);
+        self.cuda.graphs.once(self.device, &commands)
+    }
+
+    fn upload(&self, bytes: &[u8]) -> Result<Memory> {
+        let memory = self.device.alloc(bytes.len().div_ceil(4), false)?;
+        self.device.write_large(&memory, bytes)?;
+        Ok(memory)
+    }
+
+    fn download<T: bytemuck::Pod>(&self, memory: &Memory, count: usize) -> Result<Vec<T>> {
+        let mut values = vec![T::zeroed(); count];
+        self.device.read_large(memory, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// The kernel's number of how rows are scaled.
+    fn scale(&self) -> u32 {
+        match self.spec.scale {
+            RowScale::None => 0,
+            RowScale::Rms => 1,
+            RowScale::AbsMax => 2,
+        }
+    }
+
+    fn prepare(&self, rows: &Rows<'_>) -> Result<Prepared> {
+        let TensorView { dtype, bytes, .. } = &rows.weights;
+        let source = self.upload(bytes)?;
+        let alloc = |bytes: usize| self.device.alloc(bytes.div_ceil(4), false);
+        let prepared = Prepared {
+            weights: alloc(self.rows * self.cols * 4)?,
+            scales: alloc(self.rows * 2)?,
+            squares: alloc(self.rows * 8)?,
+        };
+        let bad = self.upload(&u32::MAX.to_le_bytes())?;
+        let rotate = self.spec.rotation(self.cols).map_or(0, |rotation| rotation.block);
+        let norm = 1.0 / (rotate as f32).sqrt();
+        self.launch(
+            Launch::new(
+                self.cuda.entry(kernels::plain("quantize"), "prepare")?,
+                [self.rows as u32, 1, 1],
+                256,
+                0,
+            )
+            .memory(&source)
+            .memory(&prepared.weights)
+            .memory(&prepared.scales)
+            .memory(&prepared.squares)
+            .memory(&bad)
+            .word(self.cols as u32)
+            .word(linear::dtype_number(*dtype))
+            .word(rotate as u32)
+            .word(norm.to_bits())
+            .word(self.scale()),
+        )?;
+        match self.download::<u32>(&bad, 1)?[0] {
+            u32::MAX => Ok(prepared),
+            row => Err(self.why(rows, row as usize)),
+        }
+    }
+
+    /// What the CPU has to say of a row that cannot be quantized.
+    fn why(&self, rows: &Rows<'_>, row: usize) -> Error {
+        let TensorView { dtype, bytes, .. } = rows.weights;
+        let row_bytes = self.cols * dtype.size();
+        let view =
+            TensorView { dtype, shape: vec![1, self.cols], bytes: &bytes[row * row_bytes..][..row_bytes] };
+        let spec = PqSpec { scope: Scope::Universal, ..self.spec };
+        let result = pq::quantize(rows.name, rows.first + row, view.to_f32(), self.cols, spec, None);
+        result.err().unwrap_or_else(|| error(format!("{}, row {row}: not finite", rows.name)))
+    }
+
+    /// Shape in kmeans.cu, for samples that are `stride` vectors apart.
+    fn shape(&self, stride: usize) -> Vec<u32> {
+        let Self { spec, cols, .. } = *self;
+        let (subspaces, group) = (spec.subspaces(cols), spec.subspaces_per_codebook(cols));
+        let words = [self.rows, cols, subspaces, cols / spec.d, group, spec.codebooks(cols), spec.k, stride];
+        words.map(|word| word as u32).to_vec()
+    }
+
+    fn kmeans(&self, entry: &'static str, blocks: usize, threads: u32) -> Result<Launch> {
+        let function = self.cuda.entry(kernels::kmeans(self.spec.d), entry)?;
+        Ok(Launch::new(function, [blocks as u32, 1, 1], threads, 0))
+    }
+
+    /// Codebooks `[codebooks, k, d]` by k-means from the Gaussian table.
+    fn train(&self, weights: &Memory) -> Result<Vec<f32>> {
+        let Self { spec, cols, .. } = *self;
+        let PqSpec { d, k, .. } = spec;
+        let books = spec.codebooks(cols);
+        let stride = SAMPLE.min(self.rows * spec.subspaces_per_codebook(cols));
+        let shape = self.shape(stride);
+        let start = self.upload(bytemuck::cast_slice(&universal::codebook(d, k).to_f32_vec()))?;
+        let alloc = |words: usize| self.device.alloc(words, false);
+        let (vectors, errors) = (alloc(books * stride * d)?, alloc(books * stride)?);
+        let (codes, counts) = (alloc((books * stride).div_ceil(2))?, alloc(books * k)?);
+        let centroids = alloc(books * k * d)?;
+        let (samples, chunks) = (stride.div_ceil(256), stride.div_ceil(block_vectors(d)));
+        self.launch(
+            self.kmeans("sample", books * samples, 256)?.memory(weights).memory(&vectors).params(&shape),
+        )?;
+        self.launch(
+            self.kmeans("fit", books, 32)?.memory(&vectors).memory(&start).memory(&centroids).params(&shape),
+        )?;
+        let threads = k.next_multiple_of(32).min(256);
+        let update = self.cuda.entry(kernels::kmeans(d), "update")?;
+        for _ in 0..cpu::steps(spec) {
+            let assign = self.kmeans("assign_sample", books * chunks, 256)?;
+            self.launch(assign.memory(&vectors).memory(&centroids).memory(&codes).params(&shape))?;
+            let grid = [books as u32, k.div_ceil(threads) as u32, 1];
+            self.launch(
+                Launch::new(update.clone(), grid, threads as u32, 0)
+                    .memory(&vectors)
+                    .memory(&codes)
+                    .memory(&centroids)
+                    .memory(&counts)
+                    .params(&shape),
+            )?;
+            let reseed =
+                self.kmeans("reseed", books, 256)?.memory(&vectors).memory(&codes).memory(&centroids);
+            self.launch(reseed.memory(&counts).memory(&errors).params(&shape))?;
+        }
+        self.download(&centroids, books * k * d)
+    }
+
+    /// The nearest centroid of every sub-vector.
+    fn assign(&self, weights: &Memory, centroids: &Memory, codes: &Memory) -> Result<()> {
+        let Self { spec, cols, .. } = *self;
+        let (full, group) = (cols / spec.d, spec.subspaces_per_codebook(cols));
+        let chunks = (self.rows * group.min(full)).div_ceil(block_vectors(spec.d));
+        let shape = self.shape(0);
+        let on = |launch: Launch| launch.memory(weights).memory(centroids).memory(codes).params(&shape);
+        if chunks > 0 {
+            self.launch(on(self.kmeans("assign_rows", spec.codebooks(cols) * chunks, 256)?))?;
+        }
+        if full < spec.subspaces(cols) {
+            self.launch(on(self.kmeans("assign_ragged", self.rows.div_ceil(256), 256)?))?;
+        }
+        Ok(())
+    }
+
+    /// The same with error feedback.
+    fn carry(&self, weights: &Memory, centroids: &Memory, carry: &Carry, codes: &Memory) -> Result<()> {
+        let Self { spec, cols, rows, .. } = *self;
+        let width = carry::BLOCK / spec.d * spec.d;
+        let count = spec.codebooks(cols) * spec.k;
+        let unit = kernels::carry(spec.d);
+        let shares = self.upload(bytemuck::cast_slice(carry.shares()))?;
+        let table = self.device.alloc(count * (spec.d + 4) / 4 * 4, false)?;
+        let errors = self.device.alloc(rows * cols, false)?;
+        let carried = self.device.alloc(rows * width, false)?;
+        let fill = self.cuda.entry(unit, "centroid_table")?;
+        self.launch(
+            Launch::new(fill, [count.div_ceil(256) as u32, 1, 1], 256, 0)
+                .memory(centroids)
+                .memory(&table)
+                .word(count as u32),
+        )?;
+        let function = self.cuda.entry(unit, "carry")?;
+        for start in (0..cols).step_by(width) {
+            let end = cols.min(start + width);
+            if start > 0 {
+                self.product(&shares, &errors, start, end, &carried)?;
+            }
+            let group = spec.subspaces_per_codebook(cols);
+            let place = [rows, cols, spec.subspaces(cols), group, spec.k, start, end].map(|word| word as u32);
+            self.launch(
+                Launch::new(
+                    function.clone(),
+                    [rows.div_ceil(CARRY_ROWS) as u32, 1, 1],
+                    CARRY_ROWS as u32 * 8,
+                    0,
+                )
+                .memory(weights)
+                .optional(Some(&carried).filter(|_| start > 0), 0)
+                .memory(&errors)
+                .memory(&shares)
+                .memory(&table)
+                .memory(codes)
+                .params(&place),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// `carried` `[rows, end - start]` = the first `start` columns of `errors` `[rows, cols]` times those rows of
+    /// `shares` `[cols, cols]`, columns `start..end`. In f32.
+    fn product(
+        &self,
+        shares: &Memory,
+        errors: &Memory,
+        start: usize,
+        end: usize,
+        carried: &Memory,
+    ) -> Result<()> {
+        let (one, none) = (1f32, 0f32);
+        let normal = cublasOperation_t::CUBLAS_OP_N;
+        let (blas, cols, width) = (self.device.blas()?, self.cols as i32, (end - start) as i32);
+        // cuBLAS is column-major: carried^T = shares^T errors^T.
+        // SAFETY: the three are alive and of the sizes that this function says; start + width is at most cols.
+        unsafe {
+            cudarc::cublas::result::sgemm(
+                *blas.handle(),
+                normal,
+                normal,
+                width,
+                self.rows as i32,
+                start as i32,
+                &raw const one,
+                (address(shares) + 4 * start as u64) as *const f32,
+                cols,
+                address(errors) as *const f32,
+                cols,
+                &raw const none,
+                address(carried) as *mut f32,
+                width,
+            )
+        }
+        .map_err(error)
+    }
+
+    /// Sums the error up and packs the codes.
+    fn finish(
+        &self,
+        name: &str,
+        prepared: Prepared,
+        codebooks: Arc<[f16]>,
+        centroids: &Memory,
+        codes: &Memory,
+    ) -> Result<Quantized> {
+        let Self { spec, rows, cols, .. } = *self;
+        let unit = kernels::plain("quantize");
+        let errors = self.device.alloc(rows * 2, false)?;
+        let grid = [rows as u32, 1, 1];
+        self.launch(
+            Launch::new(self.cuda.entry(unit, "row_errors")?, grid, 256, 0)
+                .memory(&prepared.weights)
+                .memory(codes)
+                .memory(centroids)
+                .memory(&prepared.scales)
+                .memory(&prepared.squares)
+                .memory(&errors)
+                .word(cols as u32)
+                .word(spec.d as u32)
+                .word(spec.k as u32)
+                .word(spec.subspaces_per_codebook(cols) as u32)
+                .word(self.scale()),
+        )?;
+        let packed = self.device.alloc((rows * spec.row_bytes(cols)).div_ceil(4), false)?;
+        self.launch(
+            Launch::new(self.cuda.entry(unit, "pack")?, grid, 256, 0)
+                .memory(codes)
+                .memory(&packed)
+                .word(spec.subspaces(cols) as u32)
+                .word(spec.row_bytes(cols) as u32)
+                .word(spec.code_bits() as u32),
+        )?;
+        let sum = |memory: &Memory| Ok::<f64, Error>(self.download::<f64>(memory, rows)?.iter().sum());
+        let error = SquaredError { error: sum(&errors)?, total: sum(&prepared.squares)? };
+        let scales = match spec.scale {
+            RowScale::None => vec![],
+            _ => self.download::<f16>(&prepared.scales, rows)?,
+        };
+        let codes = self.download::<u8>(&packed, rows * spec.row_bytes(cols))?;
+        let matrix = PqMatrix { spec, rows, cols, codes: codes.into(), codebooks, scales: scales.into() };
+        Ok(Quantized { matrix: matrix.checked(name)?, error })
+    }
+}
+
+/// Sums of x^T x in f64, of products in f32 for each [`Gram::add`].
+pub struct Sums<'a> {
+    cuda: &'a Cuda,
+    dim: usize,
+    /// f32 and f64 `[dim, dim]`.
+    product: Memory,
+    sums: Memory,
+}
+
+impl<'a> Sums<'a> {
+    pub fn new(cuda: &'a Cuda, dim: usize) -> Result<Self> {
+        let product = cuda.device.alloc(dim * dim, true)?;
+        Ok(Self { cuda, dim, product, sums: cuda.device.alloc(2 * dim * dim, true)? })
+    }
+}
+
+impl Gram<Buffer> for Sums<'_> {
+    fn add(&mut self, x: &Buffer, rows: usize) -> Result<()> {
+        let (one, none, dim) = (1f32, 0f32, self.dim as i32);
+        let blas = self.cuda.device.blas()?;
+        // Row-major x is x^T to cuBLAS, and the lower triangle of its result our upper one.
+        // SAFETY: x has `rows` rows of `dim` elements, the product `dim` of them; both are alive.
+        unsafe {
+            cublasSsyrk_v2(
+                *blas.handle(),
+                cublasFillMode_t::CUBLAS_FILL_MODE_LOWER,
+                cublasOperation_t::CUBLAS_OP_N,
+                dim,
+                rows as i32,
+                &raw const one,
+                address(&x.0) as *const f32,
+                dim,
+                &raw const none,
+                address(&self.product) as *mut f32,
+                dim,
+            )
+        }
+        .result()
+        .map_err(error)?;
+        let mut commands = Commands::default();
+        commands.launch(
+            Launch::new(
+                self.cuda.entry(kernels::plain("gram"), "gram_add")?,
+                [self.dim as u32, 1, 1],
+                256,
+                0,
+            )
+            .memory(&self.product)
+            .memory(&self.sums)
+            .word(self.dim as u32),
+        );
+        self.cuda.graphs.once(&self.cuda.device, &commands)
+    }
+
+    fn sums(&self) -> Result<Vec<f64>> {
+        let mut sums = vec![0f64; self.dim * self.dim];
+        self.cuda.device.read_large(&self.sums, bytemuck::cast_slice_mut(&mut sums))?;
+        Ok(sums)
+    }
+}

@@ -1,0 +1,37 @@
+//! The parts of quantizing a model that a device can do: [`Quantizer`] and [`Gram`].
+
+use crate::Result;
+use crate::checkpoint::TensorView;
+use crate::pq::{Carry, PqSpec, Quantized};
+
+/// Rows of a matrix that is to be quantized.
+pub struct Rows<'a> {
+    /// The matrix, for error texts.
+    pub name: &'a str,
+    /// The first of these rows in the matrix, for error texts.
+    pub first: usize,
+    /// `[rows, cols]`.
+    pub weights: TensorView<'a>,
+}
+
+/// Where matrices are quantized.
+pub trait Quantizer {
+    /// What computes, for people.
+    fn describe(&self) -> String;
+
+    /// Weights that it best gets at a time where rows do not depend on each other.
+    fn block(&self) -> usize;
+
+    /// What [`crate::pq::quantize`] does: to the same bytes without a carry, and with one to an error that differs by
+    /// 0.1 % at most, since what is carried is summed in another order.
+    fn quantize(&self, rows: &Rows<'_>, spec: PqSpec, carry: Option<&Carry>) -> Result<Quantized>;
+}
+
+/// Sums of x^T x over rows x of `dim` elements, on a device whose buffers are `B`.
+pub trait Gram<B> {
+    /// Adds the rows x `[rows, dim]`.
+    fn add(&mut self, x: &B, rows: usize) -> Result<()>;
+
+    /// The symmetric sums `[dim, dim]`, of which those at and above the diagonal count.
+    fn sums(&self) -> Result<Vec<f64>>;
+}

@@ -36,7 +36,12 @@ static FILE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let out = folder.path().join("model.fasq");
     let checkpoint = checkpoint();
     let plan = Plan::new(&checkpoint, &rules).unwrap();
-    let options = Options { resume: false, stop: &AtomicBool::new(false), progress: &|_, _| {} };
+    let options = Options {
+        quantizer: &fasq::backend::cpu::Cpu,
+        resume: false,
+        stop: &AtomicBool::new(false),
+        progress: &|_, _| {},
+    };
     run(&checkpoint, &plan, &out, &options, None).unwrap();
     std::fs::read(out).unwrap()
 });

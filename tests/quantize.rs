@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fasq::Error;
 use fasq::backend::WeightData;
+use fasq::backend::cpu::Cpu;
 use fasq::checkpoint::Checkpoint;
 use fasq::format::{Reader, partial_path};
 use fasq::pq::{self, PqMatrix, PqSpec};
@@ -171,7 +172,7 @@ fn pack(
         let done = done.fetch_add(1, Ordering::Relaxed) + 1;
         stop.store(stop_after.is_some_and(|limit| done >= limit), Ordering::Relaxed);
     };
-    run(checkpoint, &plan, out, &Options { resume, stop: &stop, progress: &progress }, None)
+    run(checkpoint, &plan, out, &Options { quantizer: &Cpu, resume, stop: &stop, progress: &progress }, None)
         .map(|r| r.weights)
 }
 

@@ -272,7 +272,7 @@ fn pack(
         let done = done.fetch_add(1, Ordering::Relaxed) + 1;
         stop.store(stop_after.is_some_and(|limit| done >= limit), Ordering::Relaxed);
     };
-    let options = Options { resume, stop: &stop, progress: &progress };
+    let options = Options { quantizer: &Cpu, resume, stop: &stop, progress: &progress };
     let plan = Plan::new(checkpoint, rules)?;
     run(checkpoint, &plan, out, &options, Some(&mut inputs)).map(|report| {
         let matrices = plan.items.iter().filter(|item| item.shape.len() == 2).count();
@@ -323,7 +323,8 @@ fn threads_and_interruptions_do_not_change_a_byte() {
     let Source::Checkpoint(checkpoint) = &source else { panic!("a folder") };
     let plain = folder.path().join("plain.fasq");
     let plan = Plan::new(checkpoint, &Rules::universal()).unwrap();
-    let options = Options { resume: false, stop: &AtomicBool::new(false), progress: &|_, _| {} };
+    let options =
+        Options { quantizer: &Cpu, resume: false, stop: &AtomicBool::new(false), progress: &|_, _| {} };
     run(checkpoint, &plan, &plain, &options, None).unwrap();
     assert!(one != std::fs::read(&plain).unwrap(), "the comparison cannot fail");
     assert_eq!(Reader::open(&plain).unwrap().bytes(), one.len() as u64);

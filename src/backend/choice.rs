@@ -3,58 +3,55 @@
 use super::*;
 use crate::Error;
 
-/// A device to compute on.
+/// A device to compute on; GPUs by their number, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
     Cpu,
-    /// By its index among the CUDA devices.
     #[cfg(feature = "cuda")]
     Cuda(usize),
     #[cfg(feature = "wgpu")]
-    Wgpu,
+    Wgpu(usize),
 }
 
-/// The device called `name`: `cpu`, `wgpu`, `cuda`, `cuda:1` (the second of them), `1` (the same), or `auto`, the best
-/// that is built in and present.
+/// The device called `name`: `cpu`, `cuda` or `cuda:N`, `wgpu` or `wgpu:N`, `auto`, the best that is built in and
+/// present, or `N`: with that number among the GPUs of auto's kind.
 pub fn choose(name: &str) -> Result<Choice> {
-    let bad = || Error::mismatch("--device", "auto, cpu, wgpu, cuda, cuda:N or N", format!("{name:?}"));
+    let bad =
+        || Error::mismatch("--device", "auto, cpu, cuda, wgpu, cuda:N, wgpu:N or N", format!("{name:?}"));
     let (kind, index) = match name.split_once(':') {
-        Some((kind, index)) => (kind, Some(index.parse().map_err(|_| bad())?)),
-        None => match name.parse() {
-            Ok(index) => ("cuda", Some(index)),
-            Err(_) => (name, None),
-        },
+        Some((kind @ ("cuda" | "wgpu"), index)) => (kind, Some(index)),
+        Some(_) => return Err(bad()),
+        None if name.starts_with(|c: char| c.is_ascii_digit()) => (best(), Some(name)),
+        None => (if name == "auto" { best() } else { name }, None),
     };
-    match (kind, index) {
-        ("auto", None) => Ok(best()),
-        ("cpu", None) => Ok(Choice::Cpu),
-        #[cfg(feature = "wgpu")]
-        ("wgpu", None) => Ok(Choice::Wgpu),
-        #[cfg(not(feature = "wgpu"))]
-        ("wgpu", None) => Err(not_built(kind)),
+    let numbered = index.is_some();
+    let index: usize = index.map_or(Ok(0), str::parse).map_err(|_| bad())?;
+    match kind {
+        "cpu" if numbered => {
+            Err(Error::invalid("--device", format!("there is no GPU, and so none of number {index}")))
+        }
+        "cpu" => Ok(Choice::Cpu),
         #[cfg(feature = "cuda")]
-        ("cuda", index) => Ok(Choice::Cuda(index.unwrap_or(0))),
-        #[cfg(not(feature = "cuda"))]
-        ("cuda", Some(0usize..) | None) => Err(not_built(kind)),
+        "cuda" => Ok(Choice::Cuda(index)),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Ok(Choice::Wgpu(index)),
+        #[cfg(not(all(feature = "wgpu", feature = "cuda")))]
+        "cuda" | "wgpu" => Err(Error::backend(kind, "not built into this program; --device cpu is")),
         _ => Err(bad()),
     }
 }
 
-fn best() -> Choice {
+/// The kind of device that serves best.
+fn best() -> &'static str {
     #[cfg(feature = "cuda")]
     if cuda::available() {
-        return Choice::Cuda(0);
+        return "cuda";
     }
     #[cfg(all(feature = "wgpu", not(target_arch = "wasm32")))]
     if wgpu::Wgpu::has_gpu() {
-        return Choice::Wgpu;
+        return "wgpu";
     }
-    Choice::Cpu
-}
-
-#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
-fn not_built(name: &str) -> Error {
-    Error::backend(name, "not built into this program; --device cpu is")
+    "cpu"
 }
 
 #[cfg(test)]
@@ -65,16 +62,21 @@ mod tests {
     fn names() {
         assert_eq!(choose("cpu").unwrap(), Choice::Cpu);
         assert!(choose("auto").is_ok());
-        for name in ["", "tpu", "cuda:", "cuda:x", "cuda:-1", "-1", "cpu:0", "auto:1", "cuda:1:2"] {
+        for name in
+            ["", "tpu", "cuda:", "cuda:x", "cuda:-1", "wgpu:1x", "-1", "1x", "cpu:0", "auto:1", "cuda:1:2"]
+        {
             assert!(choose(name).is_err(), "{name:?} was taken");
         }
     }
 
-    #[cfg(feature = "cuda")]
+    #[cfg(all(feature = "cuda", feature = "wgpu"))]
     #[test]
-    fn cuda_devices_have_numbers() {
+    fn gpus_have_numbers() {
         assert_eq!(choose("cuda").unwrap(), Choice::Cuda(0));
         assert_eq!(choose("cuda:1").unwrap(), Choice::Cuda(1));
-        assert_eq!(choose("1").unwrap(), Choice::Cuda(1));
+        assert_eq!(choose("wgpu").unwrap(), Choice::Wgpu(0));
+        assert_eq!(choose("wgpu:2").unwrap(), Choice::Wgpu(2));
+        let first = choose("auto").unwrap();
+        assert_eq!(choose("0").ok(), Some(first).filter(|first| *first != Choice::Cpu));
     }
 }

@@ -179,8 +179,8 @@ macro_rules! with_backend {
                 $body
             }
             #[cfg(feature = "wgpu")]
-            $crate::backend::Choice::Wgpu => {
-                let $backend = $crate::backend::wgpu::Wgpu::new()?;
+            $crate::backend::Choice::Wgpu(index) => {
+                let $backend = $crate::backend::wgpu::Wgpu::new(index)?;
                 $body
             }
             #[cfg(feature = "cuda")]

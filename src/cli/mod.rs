@@ -21,7 +21,8 @@ use crate::{Error, Result};
 /// Where a program computes.
 #[derive(Args, Debug)]
 pub struct DeviceArgs {
-    /// Where to compute: cpu, wgpu, cuda, cuda:N or N (the GPU of that number, from 0), or auto, the best that is there
+    /// Where to compute: cpu, cuda, wgpu, auto (the best that is there), or one of several GPUs by its number, from 0:
+    /// cuda:N, wgpu:N, or N alone
     #[arg(long, visible_alias = "backend", value_name = "NAME", default_value = AUTO, global = true)]
     device: String,
 }

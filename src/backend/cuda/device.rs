@@ -92,7 +92,11 @@ impl Device {
     pub fn open(index: usize) -> Result<Self> {
         let count = count()?;
         if index >= count {
-            return Err(Error::mismatch("CUDA device", format!("below {count}"), index));
+            return Err(Error::mismatch(
+                "CUDA device",
+                format!("below {count}, the devices that there are"),
+                index,
+            ));
         }
         let context = CudaContext::new(index).map_err(driver)?;
         // SAFETY: every use of this context's memory is on the one stream below, in order.

@@ -9,6 +9,8 @@ use crate::{Error, Result};
 /// Which adapter to open, and what of it to use. A test refuses what other adapters lack.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// The adapter's place among those that will do, best first.
+    pub index: usize,
     /// Whether an adapter that computes on the CPU will do.
     pub software: bool,
     pub subgroups: bool,
@@ -18,7 +20,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { software: true, subgroups: true, weight_slice: u64::MAX }
+        Self { index: 0, software: true, subgroups: true, weight_slice: u64::MAX }
     }
 }
 
@@ -54,7 +56,7 @@ const MIN_SUBGROUP: u32 = 4;
 impl Device {
     /// Opens the best adapter that the options allow.
     pub async fn open(options: Options) -> Result<Self> {
-        let adapter = adapter(options.software).await?;
+        let adapter = adapter(options).await?;
         let info = adapter.get_info();
         let offered = adapter.features();
         let subgroups = options.subgroups
@@ -140,9 +142,9 @@ fn limits(offered: &Limits) -> Limits {
     }
 }
 
-/// The best adapter: discrete before integrated before virtual before software.
+/// An adapter: discrete before integrated before virtual before software.
 #[cfg(not(target_arch = "wasm32"))]
-async fn adapter(software: bool) -> Result<Adapter> {
+async fn adapter(options: Options) -> Result<Adapter> {
     let rank = |adapter: &Adapter| match adapter.get_info().device_type {
         DeviceType::DiscreteGpu => 0,
         DeviceType::IntegratedGpu => 1,
@@ -152,14 +154,22 @@ async fn adapter(software: bool) -> Result<Adapter> {
     };
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
-    let usable = adapters.into_iter().filter(|adapter| software || rank(adapter) < 4);
-    usable.min_by_key(rank).ok_or_else(|| {
-        Error::backend("wgpu", "no GPU adapter found (is a Vulkan, Metal or DX12 driver installed?)")
-    })
+    let mut usable: Vec<Adapter> =
+        adapters.into_iter().filter(|adapter| options.software || rank(adapter) < 4).collect();
+    usable.sort_by_key(rank);
+    match (options.index, usable.len()) {
+        (_, 0) => {
+            Err(Error::backend("wgpu", "no GPU adapter found (is a Vulkan, Metal or DX12 driver installed?)"))
+        }
+        (index, count) if index >= count => {
+            Err(Error::mismatch("wgpu adapter", format!("below {count}, the adapters that there are"), index))
+        }
+        (index, _) => Ok(usable.swap_remove(index)),
+    }
 }
 
 #[cfg(target_arch = "wasm32")]
-async fn adapter(_software: bool) -> Result<Adapter> {
+async fn adapter(_: Options) -> Result<Adapter> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let options = wgpu::RequestAdapterOptions {
         power_preference: wgpu::PowerPreference::HighPerformance,

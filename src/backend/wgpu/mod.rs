@@ -93,10 +93,10 @@ impl Wgpu {
         Ok(Self(Arc::new(Inner { device, cache, nothing, staging, dispatches })))
     }
 
-    /// [`Wgpu::open`] with any adapter, for a program that can wait.
+    /// [`Wgpu::open`] of any adapter by its number, for a program that can wait.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn new() -> Result<Self> {
-        pollster::block_on(Self::open(Options::default()))
+    pub fn new(index: usize) -> Result<Self> {
+        pollster::block_on(Self::open(Options { index, ..Options::default() }))
     }
 
     /// Whether there is a GPU that is not the CPU in disguise.

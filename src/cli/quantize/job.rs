@@ -37,8 +37,10 @@ pub struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Plans and, if there is a file to write, quantizes; `model` is the unquantized one, where it is needed.
-    pub fn run<B: Backend + Clone>(&self, backend: &B, model: Option<&Model<B>>) -> Result<()> {
+    /// Plans and, if there is a file to write, quantizes; loads the unquantized model first if it is to `read`.
+    pub fn run<B: Backend + Clone>(&self, backend: &B, read: bool) -> Result<()> {
+        let model = if read { Some(Model::load(backend.clone(), self.source)?) } else { None };
+        let model = model.as_ref();
         let (args, talk) = (self.args, self.talks());
         let rules = self.rules()?;
         let mut text = None;

@@ -11,7 +11,7 @@ use clap::{Parser, ValueEnum};
 use self::job::Job;
 use super::{DeviceArgs, interrupt_flag};
 use crate::checkpoint::Checkpoint;
-use crate::model::{Model, Source};
+use crate::model::Source;
 use crate::quantize::{Size, Target};
 use crate::{Error, Result, with_backend};
 
@@ -155,10 +155,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     });
     let job = Job { args: &args, source: &source, checkpoint, feedback, stop: interrupt_flag()? };
     let reads = job.feeds() || args.sensitivity == Learn::Own;
-    with_backend!(args.device.choose()?, |backend| {
-        let model = if reads { Some(Model::load(backend.clone(), &source)?) } else { None };
-        job.run(&backend, model.as_ref())
-    })
+    with_backend!(args.device.choose()?, |backend| job.run(&backend, reads))
 }
 
 /// Finds out before the work whether the file can take its name.

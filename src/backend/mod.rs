@@ -81,6 +81,8 @@ pub trait Backend {
     type Weight;
     /// Operations recorded and not yet submitted.
     type Commands;
+    /// Whether operations take effect as they are recorded.
+    const EAGER: bool = false;
 
     /// What runs here, for people: "cpu, 2 threads", "cuda, NVIDIA H200".
     fn describe(&self) -> String;

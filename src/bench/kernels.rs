@@ -1,16 +1,11 @@
-//! Single kernels, cold: every launch reads another weight, and together they are several times larger than any L2.
+//! Linear layers, cold.
 
-use std::time::Instant;
-
-use super::Samples;
+use super::{Samples, cold, copies};
 use crate::Result;
 use crate::backend::{Backend, WeightData};
 use crate::model::random::{Random, Storage};
 use crate::ops::{Linear, LinearParams};
 use crate::pq::PqSpec;
-
-/// Bytes that the rotating weights of one measurement have together, at least.
-const COLD_BYTES: usize = 512 << 20;
 
 /// One linear layer's shape `[out, in]` with its storage (None: dense f16), applied to `rows` rows.
 #[derive(Clone, Copy, Debug)]
@@ -28,14 +23,14 @@ pub struct Timing {
     pub bytes: usize,
 }
 
-/// Times a case: all weights in one list of launches, so that what a launch costs the host is not in it.
+/// Times a case.
 pub async fn linear<B: Backend>(backend: &B, case: &Case, repeat: usize) -> Result<Timing> {
     let bytes = case.spec.map_or(case.out * case.cols * 2, |spec| spec.matrix_bytes(case.out, case.cols));
-    let copies = COLD_BYTES.div_ceil(bytes).clamp(2, 64);
-    let random = Random::matrices(case.out, case.cols, copies, Storage { linear: case.spec, head: None })?;
+    let random =
+        Random::matrices(case.out, case.cols, copies(bytes), Storage { linear: case.spec, head: None })?;
     let names: Vec<String> = random.names().map(str::to_owned).collect();
     let data: Vec<WeightData<'_>> = names.iter().map(|name| random.weight(name)).collect::<Result<_>>()?;
-    let weights =
+    let mut weights =
         data.iter().map(|data| backend.weight(std::slice::from_ref(data))).collect::<Result<Vec<_>>>()?;
     let x: Vec<f32> =
         (0..case.rows * case.cols).map(|i| ((i * 7919 % 1000) as f32 - 500.0) / 500.0).collect();
@@ -43,20 +38,8 @@ pub async fn linear<B: Backend>(backend: &B, case: &Case, repeat: usize) -> Resu
     let mut y = backend.alloc(case.rows * case.out)?;
     let params =
         LinearParams { rows: case.rows as u32, y_stride: case.out as u32, y_offset: 0, accumulate: 0 };
-    let mut runs = Vec::new();
-    for run in 0..repeat + 3 {
-        let mut commands = backend.begin()?;
-        for weight in &weights {
-            backend.linear(&mut commands, Linear { x: &x, weight, bias: None, y: &mut y, params })?;
-        }
-        backend.read(&y, 0, 1).await?;
-        let start = Instant::now();
-        backend.submit(commands)?;
-        backend.read(&y, 0, 1).await?;
-        // The first runs compile, record and capture.
-        if run >= 3 {
-            runs.push(start.elapsed() / copies as u32);
-        }
-    }
-    Ok(Timing { samples: Samples::new(runs), bytes })
+    let samples = cold(backend, &mut weights, repeat, |commands, weight| {
+        backend.linear(commands, Linear { x: &x, weight, bias: None, y: &mut y, params })
+    });
+    Ok(Timing { samples: samples.await?, bytes })
 }

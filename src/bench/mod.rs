@@ -1,11 +1,16 @@
-//! Measurements: prefill and decode speed of a model, single kernels cold, and quantizing.
+//! Measurements: prefill and decode speed of a model, quantizing, and single kernels cold: every launch works on other
+//! memory, and all of it together is several times larger than any L2.
 
 pub mod kernels;
+pub mod operations;
 pub mod quantize;
 pub mod shapes;
 pub mod speed;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::backend::Backend;
 
 /// Several runs of the same thing.
 #[derive(Clone, Debug)]
@@ -30,4 +35,43 @@ impl Samples {
         let (first, last) = (self.sorted[0], self.sorted[self.sorted.len() - 1]);
         (last - first).as_secs_f64() / 2.0 / self.median()
     }
+}
+
+/// Bytes that the memory of one measurement has together, at least, and launches, at most.
+const COLD_BYTES: usize = 512 << 20;
+const LAUNCHES: usize = 64;
+
+/// So many launches on `bytes` each make a cold measurement.
+fn copies(bytes: usize) -> usize {
+    COLD_BYTES.div_ceil(bytes).clamp(2, LAUNCHES)
+}
+
+/// Times what `record` records on each of `sets`: all in one list of launches, so that what a launch costs the host is
+/// not in it. Gives the time of one.
+async fn cold<B: Backend, S>(
+    backend: &B,
+    sets: &mut [S],
+    repeat: usize,
+    mut record: impl FnMut(&mut B::Commands, &mut S) -> Result<()>,
+) -> Result<Samples> {
+    let end = backend.alloc(1)?;
+    let mut runs = Vec::new();
+    for run in 0..repeat.max(1) + 3 {
+        let mut start = Instant::now();
+        let mut commands = backend.begin()?;
+        for set in &mut *sets {
+            record(&mut commands, set)?;
+        }
+        if !B::EAGER {
+            backend.read(&end, 0, 1).await?;
+            start = Instant::now();
+        }
+        backend.submit(commands)?;
+        backend.read(&end, 0, 1).await?;
+        // The first runs compile, record and capture.
+        if run >= 3 {
+            runs.push(start.elapsed() / sets.len() as u32);
+        }
+    }
+    Ok(Samples::new(runs))
 }

@@ -7,7 +7,8 @@ use super::DeviceArgs;
 use super::output::STDOUT;
 use crate::backend::{Backend, Bandwidth, Quantizer};
 use crate::bench::quantize::quantize;
-use crate::bench::{kernels, shapes, speed};
+use crate::bench::{kernels, operations, shapes, speed};
+use crate::config::ModelConfig;
 use crate::model::random::{Random, Storage};
 use crate::model::{Model, Source};
 use crate::pq::PqSpec;
@@ -100,6 +101,18 @@ enum Command {
         )]
         pq: Vec<PqSpec>,
     },
+    /// Time the other operations of a forward pass cold, each alone
+    Operations {
+        /// The model's shape
+        #[arg(long, value_name = "NAME", default_value = "llama3-8b", value_parser = clap::builder::PossibleValuesParser::new(shapes::NAMES))]
+        shape: String,
+        /// Rows of one sequence: 1 for decode, more for prefill
+        #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,512")]
+        rows: Vec<usize>,
+        /// Positions that the last row sees
+        #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512,4096")]
+        positions: Vec<usize>,
+    },
 }
 
 const DENSE: Storage = Storage { linear: None, head: None };
@@ -136,6 +149,20 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
         Some(Command::Quantize { shape, pq }) => {
             with_backend!(choice, |backend| quantizing(backend.quantizer(), shape, pq, args.common.repeat))
+        }
+        Some(Command::Operations { shape, rows, positions }) => {
+            let config = shapes::config(shape).ok_or_else(|| Error::invalid("shape", shape))?;
+            let config = ModelConfig::parse(config, None)?;
+            let cases = positions.iter().flat_map(|seen| {
+                rows.iter().map(|rows| operations::Case { rows: *rows, position: seen.saturating_sub(1) })
+            });
+            let cases: Vec<_> = cases.collect();
+            with_backend!(choice, |backend| pollster::block_on(each(
+                &backend,
+                &config,
+                &cases,
+                args.common.repeat
+            )))
         }
     }
 }
@@ -276,6 +303,32 @@ fn quantizing(quantizer: &dyn Quantizer, shape: &str, specs: &[PqSpec], repeat: 
             format!("{:.0}", millions / seconds),
             format!("{:.6}", measured.error.relative()),
         ]);
+    }
+    print(&table.to_string())
+}
+
+async fn each<B: Backend>(
+    backend: &B,
+    config: &ModelConfig,
+    cases: &[operations::Case],
+    repeat: usize,
+) -> Result<()> {
+    let bandwidth = backend.bandwidth()?;
+    print(&format!("{}{}", backend.describe(), bandwidth.map_or(String::new(), describe)))?;
+    let mut table = table(&["operation", "rows", "positions", "us", "+-", "GB/s", "% peak"]);
+    for case in cases {
+        for timing in operations::operations(backend, config, *case, repeat).await? {
+            let rate = timing.bytes as f64 / timing.samples.median();
+            table.add_row([
+                timing.name.to_owned(),
+                case.rows.to_string(),
+                (case.position + 1).to_string(),
+                format!("{:.2}", 1e6 * timing.samples.median()),
+                format!("{:.1} %", 100.0 * timing.samples.spread()),
+                format!("{:.1}", rate / 1e9),
+                bandwidth.map_or(String::new(), |b| format!("{:.1}", 100.0 * rate / b.peak)),
+            ]);
+        }
     }
     print(&table.to_string())
 }

@@ -1,0 +1,285 @@
+//! The operations of a forward pass besides linear layers, each alone and cold, in a real model's sizes.
+
+use std::time::Instant;
+
+use super::{Samples, cold, copies};
+use crate::backend::Backend;
+use crate::config::{DeltaNet, ModelConfig};
+use crate::model::arch::arch;
+use crate::ops::*;
+use crate::pq::Rotation;
+use crate::{Error, Result};
+
+/// How an operation is applied: to `rows` rows of one sequence, the last of them at `position`.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub rows: usize,
+    pub position: usize,
+}
+
+/// One operation's time, and the bytes that it must read and write.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    pub name: &'static str,
+    pub samples: Samples,
+    pub bytes: usize,
+}
+
+/// Times every operation that a model of this configuration is made of.
+///
+/// # Errors
+/// A position before the last of the rows; a device that fails.
+pub async fn operations<B: Backend>(
+    backend: &B,
+    config: &ModelConfig,
+    case: Case,
+    repeat: usize,
+) -> Result<Vec<Timing>> {
+    if case.rows == 0 || case.rows > case.position + 1 {
+        let found = format!("{} rows up to position {}", case.rows, case.position);
+        return Err(Error::mismatch("rows", "1 up to the positions that there are", found));
+    }
+    let bench = Bench { backend, config, case, repeat };
+    let mut all = vec![bench.rms_norm().await?, bench.swiglu().await?, bench.gather_rows().await?];
+    all.extend(bench.rope_cache_and_attention().await?);
+    if let Some(net) = &config.delta_net {
+        all.extend(bench.delta_net(net).await?);
+    }
+    all.push(bench.argmax().await?);
+    Ok(all)
+}
+
+struct Bench<'a, B: Backend> {
+    backend: &'a B,
+    config: &'a ModelConfig,
+    case: Case,
+    repeat: usize,
+}
+
+impl<B: Backend> Bench<'_, B> {
+    /// A buffer of values between -1 and 1.
+    fn values(&self, count: usize) -> Result<B::Buffer> {
+        let value = |i: usize| ((i * 7919 % 1009) as f32 / 504.0 - 1.0).to_bits();
+        self.backend.upload(&(0..count).map(value).collect::<Vec<_>>())
+    }
+
+    fn words(&self, words: &[usize]) -> Result<B::Buffer> {
+        self.backend.upload(&words.iter().map(|word| *word as u32).collect::<Vec<_>>())
+    }
+
+    /// As many inputs of `words` words as are cold together with outputs of `out` words, and those.
+    fn pairs(&self, words: usize, out: usize) -> Result<Vec<(B::Buffer, B::Buffer)>> {
+        (0..copies((words + out) * 4)).map(|_| Ok((self.values(words)?, self.backend.alloc(out)?))).collect()
+    }
+
+    fn rows(&self) -> u32 {
+        self.case.rows as u32
+    }
+
+    fn rotate(dim: usize) -> u32 {
+        Rotation::for_dim(dim).map_or(0, |rotation| rotation.block as u32)
+    }
+
+    async fn timed<S>(
+        &self,
+        name: &'static str,
+        words: usize,
+        sets: &mut [S],
+        record: impl FnMut(&mut B::Commands, &mut S) -> Result<()>,
+    ) -> Result<Timing> {
+        let samples = cold(self.backend, sets, self.repeat, record).await?;
+        Ok(Timing { name, samples, bytes: words * 4 })
+    }
+
+    async fn rms_norm(&self) -> Result<Timing> {
+        let (dim, backend) = (self.config.hidden, self.backend);
+        let (words, weight) = (self.case.rows * dim, self.values(dim)?);
+        let params = RmsNormParams {
+            rows: self.rows(),
+            dim: dim as u32,
+            eps: self.config.norm_eps,
+            weight_offset: arch(self.config.family).norm_offset,
+            rotate: Self::rotate(dim),
+        };
+        self.timed("rms_norm", 2 * words + dim, &mut self.pairs(words, words)?, |c, (x, y)| {
+            backend.rms_norm(c, RmsNorm { x, weight: &weight, y, params })
+        })
+        .await
+    }
+
+    async fn swiglu(&self) -> Result<Timing> {
+        let (dim, backend) = (self.config.intermediate, self.backend);
+        let words = self.case.rows * dim;
+        let params = SwiGluParams { rows: self.rows(), dim: dim as u32, rotate: Self::rotate(dim) };
+        self.timed("swiglu", 3 * words, &mut self.pairs(2 * words, words)?, |c, (x, y)| {
+            backend.swiglu(c, SwiGlu { x, y, params })
+        })
+        .await
+    }
+
+    async fn gather_rows(&self) -> Result<Timing> {
+        let (dim, backend) = (self.config.hidden, self.backend);
+        let index = self.words(&[self.case.rows - 1])?;
+        let params = GatherRowsParams { rows: 1, dim: dim as u32 };
+        self.timed("gather_rows", 2 * dim, &mut self.pairs(self.case.rows * dim, dim)?, |c, (x, y)| {
+            backend.gather_rows(c, GatherRows { x, index: &index, y, params })
+        })
+        .await
+    }
+
+    async fn rope_cache_and_attention(&self) -> Result<[Timing; 2]> {
+        let (config, backend, Case { rows, position }) = (self.config, self.backend, self.case);
+        let arch = arch(config.family);
+        let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);
+        let gated = usize::from(arch.gated_attention);
+        let q_stride = head_dim * (1 + gated);
+        let (keys, context) = (kv_heads * head_dim, position + 1);
+        let stride = heads * q_stride + 2 * keys;
+        let first = context - rows;
+        let places = self.words(&(first..context).flat_map(|position| [0, position]).collect::<Vec<_>>())?;
+        let segments = self.words(&[0, 0, rows, first])?;
+        let inv_freq = backend.upload(bytemuck::cast_slice(&config.rope.inv_freq()))?;
+        let norms = if arch.qk_norm { Some((self.values(head_dim)?, self.values(head_dim)?)) } else { None };
+        let one = (rows * stride + 2 * keys * context + rows * heads * head_dim) * 4;
+        let set = |_| {
+            let cache = || backend.alloc_cache(keys * context);
+            Ok((self.values(rows * stride)?, cache()?, cache()?, backend.alloc(rows * heads * head_dim)?))
+        };
+        let mut sets = (0..copies(one)).map(set).collect::<Result<Vec<_>>>()?;
+        let [rows_word, heads, kv_heads, head_dim_word, stride_word, q_stride, context_word] =
+            [rows, heads, kv_heads, head_dim, stride, q_stride, context].map(|n| n as u32);
+        let params = RopeCacheParams {
+            rows: rows_word,
+            heads,
+            kv_heads,
+            head_dim: head_dim_word,
+            rotary_dim: config.rope.rotary_dim as u32,
+            stride: stride_word,
+            q_stride,
+            k_offset: heads * q_stride,
+            v_offset: heads * q_stride + keys as u32,
+            context: context_word,
+            eps: config.norm_eps,
+            weight_offset: arch.norm_offset,
+        };
+        let queries = heads as usize * head_dim;
+        // Queries in place; keys and values into the cache, of which every element counts as 4 bytes.
+        let words = rows * (2 * queries + 4 * keys);
+        let rope_cache = self.timed("rope_cache", words, &mut sets, |c, (qkv, k_cache, v_cache, _)| {
+            let (q_norm, k_norm) =
+                (norms.as_ref().map(|(norm, _)| norm), norms.as_ref().map(|(_, norm)| norm));
+            let op = RopeCache {
+                qkv,
+                q_norm,
+                k_norm,
+                inv_freq: &inv_freq,
+                rows: &places,
+                k_cache,
+                v_cache,
+                params,
+            };
+            backend.rope_cache(c, op)
+        });
+        let rope_cache = rope_cache.await?;
+        let params = AttentionParams {
+            rows: rows_word,
+            segments: 1,
+            heads,
+            kv_heads,
+            head_dim: head_dim_word,
+            stride: stride_word,
+            q_stride,
+            context: context_word,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            gated: gated as u32,
+            rotate: Self::rotate(queries),
+        };
+        let words = rows * queries * (2 + gated) + 2 * keys * context;
+        let attention = self.timed("attention", words, &mut sets, |c, (qkv, k_cache, v_cache, y)| {
+            let op = Attention { qkv, k_cache, v_cache, rows: &places, segments: &segments, y, params };
+            backend.attention(c, op)
+        });
+        Ok([rope_cache, attention.await?])
+    }
+
+    async fn delta_net(&self, net: &DeltaNet) -> Result<[Timing; 3]> {
+        let (backend, rows) = (self.backend, self.case.rows);
+        let (channels, values) = (net.channels(), net.values());
+        let stride = channels + values + 2 * net.value_heads;
+        let segments = self.words(&[0, 0, rows, self.case.position + 1 - rows])?;
+        let (held, matrices) = (channels * (net.conv_kernel - 1), values * net.key_dim);
+        let [rows_word, channels_word, stride_word] = [rows, channels, stride].map(|n| n as u32);
+
+        let weight = self.values(channels * net.conv_kernel)?;
+        let params = CausalConvParams {
+            rows: rows_word,
+            segments: 1,
+            channels: channels_word,
+            kernel: net.conv_kernel as u32,
+            stride: stride_word,
+        };
+        let mut sets = (self.pairs(rows * stride, rows * channels)?.into_iter())
+            .map(|(x, y)| Ok((x, y, backend.alloc(held)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let words = 2 * rows * channels + 2 * held + channels * net.conv_kernel;
+        let conv = self.timed("causal_conv", words, &mut sets, |c, (x, y, state)| {
+            backend.causal_conv(c, CausalConv { x, weight: &weight, segments: &segments, state, y, params })
+        });
+        let conv = conv.await?;
+
+        let (a_log, dt_bias) = (self.values(net.value_heads)?, self.values(net.value_heads)?);
+        let proj = self.values(rows * stride)?;
+        let b_offset = channels + values;
+        let params = DeltaRuleParams {
+            rows: rows_word,
+            segments: 1,
+            key_heads: net.key_heads as u32,
+            value_heads: net.value_heads as u32,
+            key_dim: net.key_dim as u32,
+            value_dim: net.value_dim as u32,
+            stride: stride_word,
+            a_offset: (b_offset + net.value_heads) as u32,
+            b_offset: b_offset as u32,
+        };
+        let mut sets = (self.pairs(rows * channels, rows * values)?.into_iter())
+            .map(|(x, y)| Ok((x, y, backend.alloc(matrices)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let words = rows * (channels + values + 2 * net.value_heads) + 2 * matrices;
+        let delta = self.timed("delta_rule", words, &mut sets, |c, (qkv, y, state)| {
+            let (a_log, dt_bias, segments) = (&a_log, &dt_bias, &segments);
+            backend.delta_rule(c, DeltaRule { qkv, proj: &proj, a_log, dt_bias, segments, state, y, params })
+        });
+        let delta = delta.await?;
+
+        let weight = self.values(net.value_dim)?;
+        let params = GatedNormParams {
+            rows: rows_word,
+            heads: net.value_heads as u32,
+            dim: net.value_dim as u32,
+            stride: stride_word,
+            offset: channels_word,
+            eps: self.config.norm_eps,
+            rotate: Self::rotate(values),
+        };
+        let mut pairs = self.pairs(rows * values, rows * values)?;
+        let norm = self.timed("gated_norm", 3 * rows * values, &mut pairs, |c, (x, y)| {
+            backend.gated_norm(c, GatedNorm { x, gate: &proj, weight: &weight, y, params })
+        });
+        Ok([conv, delta, norm.await?])
+    }
+
+    /// With its way to the host and back, which is what a step waits for.
+    async fn argmax(&self) -> Result<Timing> {
+        let vocab = self.config.vocab;
+        let mut runs = Vec::new();
+        let rows = (0..copies(vocab * 4)).map(|_| self.values(vocab)).collect::<Result<Vec<_>>>()?;
+        for run in 0..self.repeat + 3 {
+            let start = Instant::now();
+            self.backend.argmax(&rows[run % rows.len()], 1, vocab).await?;
+            if run >= 3 {
+                runs.push(start.elapsed());
+            }
+        }
+        Ok(Timing { name: "argmax and its reading", samples: Samples::new(runs), bytes: vocab * 4 })
+    }
+}

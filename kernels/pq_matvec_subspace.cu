@@ -1,7 +1,123 @@
-// y = W x for W with a codebook per subspace and few rows of x (see pq_matvec.cu). A block owns 64 subspaces, whose
-// codebooks fit shared memory, and a range of rows; pq_reduce adds the column sums up.
+// y = W x for W with a codebook per subspace (the paper's layout) and few rows of x.
+//
+// A block owns the 64 subspaces of a code tile and a range of row tiles. Its table in shared memory has 64 neighbouring
+// entries, one a subspace, for every code. With one row of x an entry is the product of the centroid and x's part, in
+// f32: a lookup and an addition is all that is left for a code. With more rows an entry is the centroid, and lookups are
+// the A operand of mma.sync as in pq_matvec.cu.
+// The 8 lanes that share columns (lane % 4) have codes of 8 rows of the same subspaces, in general different ones: they
+// would meet in a bank. So lane (g, t) takes the codes of a group in the order of i ^ g: at any time the 32 lanes look up
+// 32 subspaces, whose entries stand in 32 banks (slot_of).
+// Several matrices that share x, each with its own codebooks, are one launch. Sums over a block's columns go to
+// `partial`; when all blocks have met, each adds a part of them up: no memset, the same result every time. Each lane
+// has the codes of DEPTH tiles and a part of the table on their way before wait_inputs().
 
-// The B operand for columns `kt`'s tile: rows of x beyond `rows` and columns beyond `in` are zero.
+#ifdef PQ_D
+// Where the entry of subspace j of lanes t stands among a code's 64: any 8, 4 or 2 neighbouring j of the four t are 32
+// banks, for entries of 1, 2 and 4 words.
+__device__ __forceinline__ u32 slot_of(u32 t, u32 j) { return j / 2 * 8 + t * 2 + j % 2; }
+#endif
+
+#ifdef PQ_TOKENS
+constexpr u32 THREADS = PQ_WARPS * 32, WARPS = PQ_WARPS;
+constexpr int DEPTH = PQ_DEPTH;                          // tiles of codes on their way in a warp
+constexpr bool PRODUCTS = TOKENS == 1;
+constexpr int WORDS = PRODUCTS ? 1 : ENTRY_WORDS;        // of an entry of the table
+constexpr int GROUP = 8 / WORDS;                         // codes that lanes take in orders of their own: 8 words
+constexpr u32 STRIDE = TILE_CODES * WORDS * 4;           // bytes from a code's entries to the next code's
+constexpr u32 K = 1u << BITS, MATRICES = 4;
+
+// Matrices of `in` columns over the same x, stacked: up to four, the last one repeated.
+struct Matrices { const u32 *codes[MATRICES], *tables[MATRICES]; };
+struct Places { const u16* scales[MATRICES]; u32 rows_end[MATRICES], blocks_end[MATRICES]; };
+
+// v[p] and v[p ^ g] change places.
+template <int N, class T> __device__ __forceinline__ void skew(T (&v)[N], u32 g) {
+#pragma unroll
+    for (int apart = 1; apart < N; apart *= 2) {
+        const bool other = g & apart;
+#pragma unroll
+        for (int p = 0; p < N; p++) {
+            if (p & apart) continue;
+            const T a = v[p], b = v[p + apart];
+            v[p] = other ? b : a, v[p + apart] = other ? a : b;
+        }
+    }
+}
+
+// What a lane looks up with: its place in a code's entries for each code of a group, and which byte of a word comes when.
+struct Lane {
+    u32 g, t, low[GROUP], byte[4];
+
+    __device__ __forceinline__ explicit Lane(u32 lane) : g(lane / 4), t(lane % 4) {
+#pragma unroll
+        for (u32 p = 0; p < GROUP; p++) low[p] = slot_of(t, p ^ (g % GROUP)) * (WORDS * 4);
+#pragma unroll
+        for (u32 b = 0; b < 4; b++) byte[b] = PRODUCTS ? 0x5504 | (b ^ g % 4) << 4 : 0x4440 | (b ^ g % GROUP % 4);
+    }
+
+    // Addresses of the entries of codes `first` (a group's) and those behind it, in this lane's order.
+    __device__ __forceinline__ void addresses(u32 (&at)[GROUP], const u32 (&w)[BITS], int first) const {
+        if constexpr (BITS == 8) {
+            u32 words[2] = {w[first / 4], w[first / 4 + (GROUP == 8)]};
+            if (GROUP == 8) skew(words, g / 4);
+#pragma unroll
+            for (int p = 0; p < GROUP; p++) {
+                const int b = (first + p) % 4;
+                if constexpr (PRODUCTS) at[p] = __byte_perm(words[p / 4], low[p], byte[b]);
+                else at[p] = __byte_perm(words[p / 4], 0, byte[b]) * STRIDE + low[p];
+            }
+        } else {
+#pragma unroll
+            for (int p = 0; p < GROUP; p++) at[p] = code_at<0>(w, first + p, 0);
+            skew(at, g);
+#pragma unroll
+            for (int p = 0; p < GROUP; p++) at[p] = at[p] * STRIDE + low[p];
+        }
+#pragma unroll
+        for (int p = 0; p < GROUP; p++) at[p] += TABLE_AT + first % LANE_CODES * (4 * WORDS * 4);
+    }
+};
+
+__device__ __forceinline__ f32 load_product(u32 at) {
+    f32 v;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(at));
+    return v;
+}
+
+// The sum of a lane's 16 products of row g or, from code 16 on, of row g + 8.
+__device__ __forceinline__ f32 sum_row(const u32 (&w)[BITS], int first, const Lane& lane) {
+    f32 sums[2] = {};
+#pragma unroll
+    for (int i = 0; i < LANE_CODES; i += GROUP) {
+        u32 at[GROUP];
+        lane.addresses(at, w, first + i);
+#pragma unroll
+        for (int p = 0; p < GROUP; p++) sums[p % 2] += load_product(at[p]);
+    }
+    return sums[0] + sums[1];
+}
+
+// A lane's weights of a group of codes, in pairs.
+constexpr int GROUP_PAIRS = GROUP * ENTRY / 2;
+__device__ __forceinline__ void group_pairs(u32 (&pairs)[GROUP_PAIRS], const u32 (&w)[BITS], int first, const Lane& lane) {
+    u32 at[GROUP], v[WORDS][GROUP];
+    lane.addresses(at, w, first);
+#pragma unroll
+    for (int p = 0; p < GROUP; p++) {
+        const Entry e = load_entry(at[p]);
+#pragma unroll
+        for (int k = 0; k < WORDS; k++) v[k][p] = e.word[k];
+    }
+#pragma unroll
+    for (int k = 0; k < WORDS; k++) skew(v[k], lane.g);
+#pragma unroll
+    for (int p = 0; p < GROUP_PAIRS; p++) {
+        if constexpr (ENTRY == 1) pairs[p] = __byte_perm(v[0][2 * p], v[0][2 * p + 1], 0x5410);
+        else pairs[p] = v[p % WORDS][p / WORDS];
+    }
+}
+
+// The B operand for the columns of code tile `kt`: rows of x beyond `rows` and columns beyond `in` are zero.
 __device__ __forceinline__ void load_x(u32 (&b)[NT][STEPS][2], const f32* x, u32 rows, u32 in, u32 kt, u32 lane) {
     const u32 g = lane / 4, first = (kt * 4 + lane % 4) * LANE_CODES * D;
 #pragma unroll
@@ -35,49 +151,278 @@ __device__ __forceinline__ void load_x(u32 (&b)[NT][STEPS][2], const f32* x, u32
     }
 }
 
-KERNEL BOUNDS(PQ_WARPS * 32, 1)
-pq_matvec_subspace(const u32* codes, const u32* codebooks, const f32* x, f32* partial, u32 out, u32 in, u32 subspaces,
-                   u32 code_tiles, LinearParams params) {
-    char* table = dynamic_shared;
-    constexpr u32 BOOK_BYTES = (1u << BITS) * ENTRY_BYTES;
-    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, kt = blockIdx.x;
-    const u32 row_tiles = (out + TILE_ROWS - 1) / TILE_ROWS;
-    const u32 first = row_tiles * blockIdx.y / gridDim.y, last = row_tiles * (blockIdx.y + 1) / gridDim.y;
-    release_next();
 
-    u32 ahead = first + warp;
-    auto fetch = [&](u32 (&w)[BITS]) {
-        if (ahead < last) load_tile(w, codes + ((u64)ahead * code_tiles + kt) * TILE_WORDS, lane);
-        ahead += warps;
-    };
-    u32 even[BITS], odd[BITS];
-    fetch(even);
-    fetch(odd);
-    const u32 books = min((u32)TILE_CODES, subspaces - kt * TILE_CODES);
-    const uint4* source = reinterpret_cast<const uint4*>(codebooks + (u64)kt * TILE_CODES * (BOOK_BYTES / 4));
-#pragma unroll 4
-    for (u32 i = threadIdx.x; i < TILE_CODES * BOOK_BYTES / 16; i += blockDim.x) {
-        // Codebooks beyond the last are zeros: 0 x must not be NaN.
-        reinterpret_cast<uint4*>(table)[i] =
-            i < books * BOOK_BYTES / 16 ? load_stream(source + i) : make_uint4(0, 0, 0, 0);
+// The table of code tile `kt`: asked for in parts of FILL quads of slots a thread, the first before its inputs are there.
+constexpr u32 QUADS = TILE_CODES / 4;                    // of a code's 64 entries
+constexpr u32 ROWS_AT_ONCE = THREADS / QUADS, FILLS = (K + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+constexpr u32 FILL_MOST = (WARPS > 16 ? 4 : 8) / ENTRY_WORDS, FILL = FILLS < FILL_MOST ? FILLS : FILL_MOST;
+
+constexpr bool EVEN = K % (ROWS_AT_ONCE * FILL) == 0;
+
+struct Fill {
+    const uint4* from;
+    uint4 raw[FILL][ENTRY_WORDS];
+
+    __device__ __forceinline__ void load(u32 part) {
+#pragma unroll
+        for (u32 i = 0; i < FILL; i++) {
+            const u32 k = (part * FILL + i) * ROWS_AT_ONCE + threadIdx.x / QUADS;
+#pragma unroll
+            for (u32 e = 0; e < ENTRY_WORDS; e++) {
+                if (EVEN || k < K) raw[i][e] = load_stream(from + ((u64)k * QUADS + threadIdx.x % QUADS) * ENTRY_WORDS + e);
+            }
+        }
     }
-    __syncthreads();
+
+    // `x`: what each of the quad's four entries is multiplied by.
+    __device__ __forceinline__ void store(u32 part, const f32 (&x)[4][D]) const {
+#pragma unroll
+        for (u32 i = 0; i < FILL; i++) {
+            const u32 k = (part * FILL + i) * ROWS_AT_ONCE + threadIdx.x / QUADS;
+            if (!EVEN && k >= K) break;
+            u32 words[4 * ENTRY_WORDS];
+#pragma unroll
+            for (u32 e = 0; e < ENTRY_WORDS; e++) {
+                words[4 * e] = raw[i][e].x, words[4 * e + 1] = raw[i][e].y, words[4 * e + 2] = raw[i][e].z, words[4 * e + 3] = raw[i][e].w;
+            }
+            uint4* to = reinterpret_cast<uint4*>(table_start() + k * STRIDE) + threadIdx.x % QUADS * WORDS;
+            if constexpr (PRODUCTS) {
+                f32 products[4] = {};
+#pragma unroll
+                for (u32 n = 0; n < 4; n++) {
+#pragma unroll
+                    for (u32 e = 0; e < D; e++) {
+                        const u32 pair = words[n * ENTRY_WORDS + e / 2];
+                        products[n] += x[n][e] * (e % 2 ? high_f16(pair) : low_f16(pair));
+                    }
+                }
+                *to = make_uint4(__float_as_uint(products[0]), __float_as_uint(products[1]), __float_as_uint(products[2]),
+                                 __float_as_uint(products[3]));
+            } else {
+#pragma unroll
+                for (u32 e = 0; e < ENTRY_WORDS; e++) to[e] = raw[i][e];
+            }
+        }
+    }
+};
+
+// What of the neighbouring operations is done here, for one row of x; null where nothing is. Before: x is normalised
+// (RmsNormParams), with `norm` the weights and `normed` where the result is kept. Behind: silu(gate) * up of the two
+// halves of y goes to `gated`.
+struct Neighbours { const f32* norm; f32 *normed, *gated; f32 eps, weight_offset; u32 unused[8]; };
+
+struct Call {
+    const Matrices& matrices;
+    const Places& places;
+    const f32 *bias, *x;
+    f32 *y, *partial;
+    u32 in, code_tiles;
+    const LinearParams& params;
+    const Neighbours& neighbours;
+};
+
+// Sums of a code tile's columns for a range of rows of one matrix.
+__device__ __forceinline__ void multiply(const Call& call, u32 block) {
+    const u32 lane_id = threadIdx.x & 31, warp = threadIdx.x >> 5, in = call.in, code_tiles = call.code_tiles;
+    const u32 out = call.places.rows_end[MATRICES - 1];
+    const u32* codes = call.matrices.codes[0];
+    const u32* table = call.matrices.tables[0];
+    u32 row0 = 0, rows = call.places.rows_end[0], block0 = 0, blocks = call.places.blocks_end[0];
+#pragma unroll
+    for (u32 m = 1; m < MATRICES; m++) {
+        if (block < call.places.blocks_end[m - 1]) break;
+        codes = call.matrices.codes[m], table = call.matrices.tables[m];
+        row0 = call.places.rows_end[m - 1], rows = call.places.rows_end[m] - row0;
+        block0 = call.places.blocks_end[m - 1], blocks = call.places.blocks_end[m] - block0;
+    }
+    const u32 kt = (block - block0) % code_tiles, split = (block - block0) / code_tiles, splits = blocks / code_tiles;
+    const u32 row_tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    const u32 first = row_tiles * split / splits, last = row_tiles * (split + 1) / splits;
+
+    // Where a warp has no more tiles its first one again: a load that may not happen would keep registers busy.
+    u32 ahead = first + warp;
+    const u32* nothing = codes + ((u64)min(first, row_tiles - 1) * code_tiles + kt) * TILE_WORDS;
+    u32 units[DEPTH][BITS];
+    auto fetch = [&](u32 unit) {
+        load_tile(units[unit], ahead < last ? codes + ((u64)ahead * code_tiles + kt) * TILE_WORDS : nothing, lane_id);
+        ahead += WARPS;
+    };
+#pragma unroll
+    for (u32 unit = 0; unit < DEPTH; unit++) fetch(unit);
+    Fill fill;
+    fill.from = reinterpret_cast<const uint4*>(table + (u64)kt * (K * TILE_CODES * ENTRY_WORDS));
+    fill.load(0);
     wait_inputs();
 
+    f32 xs[4][D];
+    if constexpr (PRODUCTS) {
+        const Neighbours& near = call.neighbours;
+        f32 scale = 1.f;
+        if (near.norm) {
+            f32 squares = 0.f;
+            for (u32 i = threadIdx.x; i < in; i += THREADS) squares += call.x[i] * call.x[i];
+            scale = rsqrtf(block_sum(squares) / in + near.eps);
+        }
+#pragma unroll
+        for (u32 n = 0; n < 4; n++) {
+            const u32 slot = threadIdx.x % QUADS * 4 + n;
+            const u32 column = (kt * TILE_CODES + slot / 2 % 4 * LANE_CODES + slot / 8 * 2 + slot % 2) * D;
+#pragma unroll
+            for (u32 e = 0; e < D; e++) {
+                f32 v = column + e < in ? call.x[column + e] : 0.f;
+                if (near.norm && column + e < in) {
+                    v *= scale * (near.norm[column + e] + near.weight_offset);
+                    if (block < code_tiles && threadIdx.x < QUADS) near.normed[column + e] = v;
+                }
+                xs[n][e] = v;
+            }
+        }
+    }
+#pragma unroll 1
+    for (u32 part = 0; part * FILL < FILLS; part++) {
+        if (part) fill.load(part);
+        fill.store(part, xs);
+    }
+    __syncthreads();
+
+    const Lane lane(lane_id);
     u32 b[NT][STEPS][2];
-    load_x(b, x, params.rows, in, kt, lane);
-    const u32 low = 0, entries = (u32)__cvta_generic_to_shared(table) + lane % 4 * (LANE_CODES * BOOK_BYTES);
-    auto step = [&](u32 (&w)[BITS], u32 tile) {
-        f32 acc[NT][4] = {};
-        multiply_tile<ENTRY_LOG>(acc, w, b, low, [&](int i) { return entries + i * BOOK_BYTES; });
-        fetch(w);
-        store_sums(acc, lane, [&](u32 token, u32 row, f32 v) {
-            const u32 n = tile * TILE_ROWS + row;
-            if (token < params.rows && n < out) partial[((u64)kt * params.rows + token) * out + n] = v;
-        });
+    if constexpr (!PRODUCTS) load_x(b, call.x, call.params.rows, in, kt, lane_id);
+    auto store = [&](u32 token, u32 tile, u32 row, f32 sum) {
+        const u32 n = tile * TILE_ROWS + row;
+        if (tile < last && n < rows && token < call.params.rows) {
+            call.partial[((u64)kt * call.params.rows + token) * out + row0 + n] = sum;
+        }
     };
-    for (u32 tile = first + warp; tile < last; tile += 2 * warps) {
-        step(even, tile);
-        if (tile + warps < last) step(odd, tile + warps);
+#pragma unroll 1
+    for (u32 tile0 = first + warp; tile0 < last; tile0 += DEPTH * WARPS) {
+        if constexpr (PRODUCTS) {
+            f32 sums[DEPTH];
+#pragma unroll
+            for (int unit = 0; unit < DEPTH; unit++) {
+                const f32 upper = sum_row(units[unit], 0, lane), lower = sum_row(units[unit], LANE_CODES, lane);
+                fetch(unit);
+                const bool odd = lane.t & 1;
+                sums[unit] = (odd ? lower : upper) + __shfl_xor_sync(~0u, odd ? upper : lower, 1);
+            }
+            // The four lanes of a row share the sums out: lane t has row g + 8 (t % 2) of units t / 2, t / 2 + 2 ...
+#pragma unroll
+            for (int unit = 0; unit < DEPTH; unit += 2) {
+                const bool high = lane.t & 2;
+                const f32 kept = high ? sums[unit + 1] : sums[unit], given = high ? sums[unit] : sums[unit + 1];
+                store(0, tile0 + (unit + lane.t / 2) * WARPS, lane.t % 2 * 8 + lane.g, kept + __shfl_xor_sync(~0u, given, 2));
+            }
+        } else {
+#pragma unroll
+            for (int unit = 0; unit < DEPTH; unit++) {
+                f32 acc[NT][4] = {};
+#pragma unroll
+                for (int i = 0; i < LANE_CODES; i += GROUP) {
+                    u32 upper[GROUP_PAIRS], lower[GROUP_PAIRS];
+                    group_pairs(upper, units[unit], i, lane);
+                    group_pairs(lower, units[unit], LANE_CODES + i, lane);
+#pragma unroll
+                    for (int p = 0; p < GROUP_PAIRS; p += 2) {
+                        const int s = (i * ENTRY / 2 + p) / 2;
+#pragma unroll
+                        for (int nt = 0; nt < NT; nt++) {
+                            mma(acc[nt], upper[p], lower[p], upper[p + 1], lower[p + 1], b[nt][s][0], b[nt][s][1]);
+                        }
+                    }
+                }
+                fetch(unit);
+                store_sums(acc, lane_id, [&](u32 token, u32 row, f32 sum) { store(token, tile0 + unit * WARPS, row, sum); });
+            }
+        }
     }
 }
+
+// Until every block has come here. Blocks are no more than multiprocessors, so all of them are on their way; one that
+// died would be waited for in vain: some seconds of that end the kernel with an error.
+__device__ u32 arrivals;
+__device__ __forceinline__ void meet() {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        asm volatile("red.add.release.gpu.global.u32 [%0], 1;" ::"l"(&arrivals) : "memory");
+        for (u32 tries = 0, seen = 0; seen < gridDim.x; tries++) {
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(&arrivals) : "memory");
+            if (tries >> 24) __trap();
+        }
+        if (atomicAdd(&arrivals, 1) + 1 == 2 * gridDim.x) arrivals = 0; // the last to leave
+    }
+    __syncthreads();
+}
+
+// y of a range of (token, row) from the sums of all columns: a warp takes 32 at a time, or several warps do.
+__device__ __forceinline__ void add_up(const Call& call) {
+    __shared__ f32 sums[THREADS];
+    const u32 out = call.places.rows_end[MATRICES - 1], all = out * call.params.rows;
+    const u32 halves = call.neighbours.gated ? 2 : 1, count = all / halves;
+    const u32 first = (u64)count * blockIdx.x / gridDim.x, last = (u64)count * (blockIdx.x + 1) / gridDim.x;
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, pieces = (last - first + 31) / 32;
+    const u32 groups = pieces < WARPS ? WARPS / max(pieces, 1u) : 1, step = WARPS / groups;
+    auto finish = [&](u32 i, f32 sum) {
+        const u32 token = i / out, n = i - token * out;
+        const u16* scales = call.places.scales[0];
+        u32 row0 = 0;
+#pragma unroll
+        for (u32 m = 1; m < MATRICES; m++) {
+            if (n >= call.places.rows_end[m - 1]) scales = call.places.scales[m], row0 = call.places.rows_end[m - 1];
+        }
+        if (scales) sum *= from_f16(scales[n - row0]);
+        f32* at = call.y + (u64)token * call.params.y_stride + call.params.y_offset + n;
+        if (call.bias) sum += call.bias[n];
+        if (call.params.accumulate) sum += *at;
+        return *at = sum;
+    };
+    for (u32 piece0 = 0; piece0 < pieces; piece0 += step) {
+        const u32 group = warp / step, i = first + (piece0 + warp % step) * 32 + lane;
+        f32 sum[2] = {};
+        if (i < last && group < groups) {
+#pragma unroll 4
+            for (u32 k = group; k < call.code_tiles; k += groups) {
+                sum[0] += call.partial[(u64)k * all + i];
+                if (halves > 1) sum[1] += call.partial[(u64)k * all + count + i];
+            }
+        }
+        for (u32 half = 0; half < halves && groups > 1; half++) {
+            __syncthreads();
+            sums[threadIdx.x] = sum[half];
+            __syncthreads();
+            if (group == 0) {
+                for (u32 k = 1; k < groups; k++) sum[half] += sums[k * step * 32 + threadIdx.x];
+            }
+        }
+        if (group || i >= last) continue;
+        const f32 value = finish(i, sum[0]);
+        if (halves > 1) call.neighbours.gated[i] = silu(value) * finish(count + i, sum[1]);
+    }
+}
+
+KERNEL BOUNDS(THREADS, 1)
+pq_matvec_subspace(const __grid_constant__ Matrices matrices, const __grid_constant__ Places places, const f32* bias,
+                   const f32* x, f32* y, f32* partial, u32 in, u32 code_tiles, const __grid_constant__ LinearParams params,
+                   const __grid_constant__ Neighbours neighbours) {
+    release_next();
+    const Call call = {matrices, places, bias, x, y, partial, in, code_tiles, params, neighbours};
+#pragma unroll 1
+    for (u32 block = blockIdx.x; block < places.blocks_end[MATRICES - 1]; block += gridDim.x) {
+        if (block != blockIdx.x) __syncthreads(); // the table is used no more
+        multiply(call, block);
+    }
+    meet();
+    add_up(call);
+}
+
+#elif defined(PQ_D)
+
+// Codebooks [subspace][code] to tables [code tile][code][64 slots], on zeroed memory. A thread an entry.
+KERNEL pq_tables(const u32* codebooks, u32* tables, u32 subspaces) {
+    const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    const u32 s = i >> BITS, code = i & ((1u << BITS) - 1u), j = s % TILE_CODES;
+    if (s >= subspaces) return;
+    const u64 to = ((u64)(s / TILE_CODES) << BITS | code) * TILE_CODES + slot_of(j / LANE_CODES, j % LANE_CODES);
+#pragma unroll
+    for (u32 e = 0; e < ENTRY_WORDS; e++) tables[to * ENTRY_WORDS + e] = codebooks[i * ENTRY_WORDS + e];
+}
+#endif

@@ -171,6 +171,16 @@ __device__ __forceinline__ void multiply_tile(f32 (&acc)[NT][4], const u32 (&w)[
 }
 #endif
 
+#ifdef PQ_TABLE_AT
+// Tables stand at an address that is known here, so that it is part of every lookup's instruction: behind all that
+// kernels have in shared memory besides.
+constexpr u32 TABLE_AT = PQ_TABLE_AT;
+
+__device__ __forceinline__ char* table_start() {
+    return dynamic_shared + (TABLE_AT - (u32)__cvta_generic_to_shared(dynamic_shared));
+}
+#endif
+
 #ifdef PQ_REPLICAS
 // A shared codebook in shared memory, each entry PQ_REPLICAS times side by side: with 128 bytes of copies no two
 // lanes of a warp ever want the same bank. PQ_SPREAD: the copies of an entry stand 256 bytes
@@ -212,14 +222,6 @@ __device__ __forceinline__ void fill_table(char* table, const u32* codebook) {
             if (i < COUNT) reinterpret_cast<uint4*>(table + (i / PARTS << TABLE_LOG))[i % PARTS] = v[k];
         }
     }
-}
-
-// The copies stand at an address that is known here, so that it is part of every lookup's instruction: behind all that
-// kernels have in shared memory besides.
-constexpr u32 TABLE_AT = PQ_TABLE_AT;
-
-__device__ __forceinline__ char* table_start() {
-    return dynamic_shared + (TABLE_AT - (u32)__cvta_generic_to_shared(dynamic_shared));
 }
 
 // The codebook's copies, if they are not there yet: the same codebook serves a step's matrices.

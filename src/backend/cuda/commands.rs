@@ -14,6 +14,7 @@ use cudarc::driver::{CudaGraph, sys};
 
 use super::device::{Device, Function, Memory, address, driver};
 use super::kernels::Matvec;
+use super::join::join;
 use super::{error, step};
 use crate::Result;
 use crate::backend::Key;
@@ -103,6 +104,18 @@ impl Launch {
     pub fn word(mut self, word: u32) -> Self {
         self.kernel.args.push(Arg::Word(word));
         self
+    }
+
+    /// One struct of at most 64 bytes: addresses, null where there is nothing, and words.
+    pub fn record(mut self, memory: &[Option<&Memory>], words: &[u32]) -> Self {
+        let mut all = Vec::with_capacity(16);
+        for memory in memory {
+            let at = memory.map_or(0, address);
+            all.extend([at as u32, (at >> 32) as u32]);
+            self.keep.extend(memory.cloned());
+        }
+        all.extend(words);
+        self.params(&all)
     }
 
     /// A 64-bit number.
@@ -211,7 +224,7 @@ impl Graphs {
         commands.work.hash(&mut hasher);
         let hash = hasher.finish();
         let mut seen = self.seen.borrow_mut();
-        let (planned, programs) = step::plan(device, &commands.work)?;
+        let (planned, programs) = step::plan(device, &join(&commands.work))?;
         if !seen.contains(&hash) {
             seen.push_back(hash);
             if seen.len() > GRAPHS {

@@ -70,7 +70,10 @@ pub fn units(limit: usize) -> Vec<Checked> {
         "8-65536",
         "2-64@subspace",
         "2-256@subspace",
+        "1-16@subspace",
+        "3-128@subspace",
         "4-256@subspace",
+        "6-128@subspace",
         "2-1024@subspace",
         "3-512@group:4",
     ];
@@ -92,8 +95,9 @@ pub fn units(limit: usize) -> Vec<Checked> {
                     }
                 }
                 Lookup::Subspace => {
-                    let (unit, _, shared) = matvec_subspace(&spec, rows);
-                    all.push((unit, shared));
+                    let matvec = MatvecSubspace::new(&spec, rows);
+                    all.push((matvec.unit, matvec.table));
+                    all.push((tables(&spec), 0));
                 }
                 Lookup::Memory => {}
             }

@@ -124,7 +124,7 @@ pub const CONV_PIECE: u32 = 64;
 pub enum Lookup {
     /// One codebook, in shared memory, so many times.
     Shared { replicas: u32 },
-    /// A codebook per subspace, those of a tile in shared memory.
+    /// A codebook per subspace, those of a code tile in shared memory.
     Subspace,
     /// From memory, through L1.
     Memory,
@@ -139,6 +139,11 @@ pub fn entry_halves(spec: &PqSpec) -> usize {
     }
 }
 
+/// The same in words.
+pub fn entry_words(spec: &PqSpec) -> usize {
+    entry_halves(spec) / 2
+}
+
 impl Lookup {
     pub fn of(spec: &PqSpec, cols: usize, shared_limit: usize) -> Self {
         let entry = 2 * entry_halves(spec);
@@ -147,7 +152,9 @@ impl Lookup {
         if spec.codebooks(cols) == 1 && table * 16_usize.div_ceil(entry) <= table_limit(shared_limit) {
             let replicas = (128 / entry).min(table_limit(shared_limit) / table);
             Self::Shared { replicas: 1 << replicas.ilog2() }
-        } else if spec.subspaces_per_codebook(cols) == 1 && TILE_CODES * table <= shared_limit {
+        } else if spec.subspaces_per_codebook(cols) == 1
+            && MatvecSubspace::new(spec, 1).table as usize <= shared_limit
+        {
             Self::Subspace
         } else {
             Self::Memory
@@ -182,7 +189,8 @@ pub fn matvec_tokens(spec: &PqSpec, lookup: Lookup, limit: usize) -> u32 {
             let matvec = Matvec::new(spec, replicas, *tokens, limit);
             matvec.shared(1, 0) <= matvec.limit
         }
-        _ => true,
+        Lookup::Subspace => MatvecSubspace::new(spec, *tokens).table as usize <= limit,
+        Lookup::Memory => true,
     };
     [16, 8, 4].into_iter().filter(|tokens| *tokens <= most).find(fits).unwrap_or(1)
 }
@@ -271,17 +279,55 @@ pub fn row_shared(dim: u32) -> u32 {
     (dim / 64 * 72 + 72) * 4
 }
 
-/// The decode kernel of a codebook per subspace: its warps, at most, and its shared memory.
-pub fn matvec_subspace(spec: &PqSpec, rows: u32) -> (Unit, u32, u32) {
-    let tokens = tokens(rows);
-    // The most warps whose x, codes and addresses fit the registers (tests/cuda_compile.rs).
-    let warps = match spec.d {
-        1 | 2 if spec.code_bits() <= 8 && tokens == 1 => 32,
-        1..=4 if tokens <= 8 => 16,
-        _ => 8,
-    };
-    let unit = pq("pq_matvec_subspace", spec).with("PQ_TOKENS", tokens).with("PQ_WARPS", warps);
-    (unit, warps, (spec.k * 2 * entry_halves(spec) * TILE_CODES) as u32)
+/// The decode kernel of codebooks per subspace, and its shape.
+#[derive(Clone, Copy, Debug)]
+pub struct MatvecSubspace {
+    pub unit: Unit,
+    pub warps: u32,
+    /// Shared memory up to the end of the table.
+    pub table: u32,
+}
+
+impl MatvecSubspace {
+    /// Matrices that a launch takes at most.
+    pub const MATRICES: usize = 4;
+
+    /// For up to `rows` rows.
+    pub fn new(spec: &PqSpec, rows: u32) -> Self {
+        let tokens = tokens(rows);
+        // The most warps whose x, codes and addresses fit the registers (tests/cuda_compile.rs).
+        let warps = match (tokens, spec.code_bits()) {
+            (1, 0..=8) if spec.d <= 2 => 32,
+            (1, _) => 16,
+            (2..=8, _) if spec.d <= 4 => 16,
+            _ => 8,
+        };
+        let unit = pq("pq_matvec_subspace", spec)
+            .with("PQ_TOKENS", tokens)
+            .with("PQ_WARPS", warps)
+            .with("PQ_DEPTH", 2)
+            .with("PQ_TABLE_AT", TABLE_AT);
+        // One row's products are a word each.
+        let entry = if tokens == 1 { 1 } else { entry_words(spec) };
+        Self { unit, warps, table: TABLE_AT + (spec.k * TILE_CODES * entry * 4) as u32 }
+    }
+
+    /// Blocks for each of stacked matrices of so many `rows`, of which `sms` work at a time: a multiple of `code_tiles`,
+    /// so that all have as little to do as may be, the filling of a table counted as the codes of as many bytes.
+    pub fn blocks(spec: &PqSpec, rows: &[usize], code_tiles: u32, sms: u32) -> Vec<u32> {
+        let tiles: Vec<u32> = rows.iter().map(|rows| rows.div_ceil(TILE_ROWS) as u32).collect();
+        let most = tiles.iter().copied().max().unwrap_or(1);
+        let fill = (spec.k * 2 / spec.code_bits()) as u32;
+        let blocks = |each: u32| tiles.iter().map(move |tiles| code_tiles * tiles.div_ceil(each));
+        let cost = |each: &u32| blocks(*each).sum::<u32>().div_ceil(sms) * (each + fill);
+        let each = (1..=most.min(64)).map(|splits| most.div_ceil(splits)).min_by_key(cost).unwrap_or(1);
+        blocks(each).collect()
+    }
+}
+
+/// Tables from codebooks.
+pub fn tables(spec: &PqSpec) -> Unit {
+    pq("pq_matvec_subspace", spec)
 }
 
 /// The kernel of any spec, one row of x at a time.

@@ -5,7 +5,7 @@ use cudarc::cublas::sys::cudaDataType;
 use super::Cuda;
 use super::commands::{Commands, Gemm, Launch};
 use super::device::{Memory, Scratch, address};
-use super::kernels::{self, Lookup, Matvec, TILE_ROWS};
+use super::kernels::{self, Lookup, Matvec, MatvecSubspace, TILE_ROWS};
 use super::weight::{Kind, Part, Pq, Weight};
 use crate::Result;
 use crate::backend::Dtype;
@@ -53,27 +53,47 @@ impl Io<'_> {
 impl Cuda {
     pub(super) fn linear_parts(&self, c: &mut Commands, weight: &Weight, io: &Io<'_>) -> Result<()> {
         let mut half: Option<(Dtype, Memory)> = None;
-        for part in &weight.parts {
-            match &part.kind {
-                Kind::Dense { dtype, memory } if io.params.rows <= SINGLE_ROWS => {
-                    self.dense_matvec(c, *dtype, memory, part, weight.cols, io)?;
+        for stack in weight.parts.chunk_by(Part::stacks) {
+            if let Kind::Pq(pq) = &stack[0].kind
+                && pq.lookup == Lookup::Subspace
+                && io.params.rows <= pq.tokens
+            {
+                for parts in stack.chunks(MatvecSubspace::MATRICES) {
+                    self.pq_matvec_subspace(c, parts, weight.cols, io)?;
                 }
-                Kind::Dense { dtype, memory } => {
-                    let x = self.input_as(c, *dtype, weight.cols, io, &mut half)?;
-                    self.gemm(c, *dtype, memory, &x, (0, part.rows), part, weight.cols, io);
-                    self.add_bias(c, part, io)?;
-                }
-                Kind::Pq(pq) if io.params.rows <= pq.tokens => {
-                    self.pq_matvec(c, pq, part, weight.cols, io)?;
-                }
-                Kind::Pq(pq) => {
-                    let x = self.input_as(c, Dtype::F16, weight.cols, io, &mut half)?;
-                    self.pq_matmul(c, pq, &x, part, weight.cols, io)?;
-                    self.add_bias(c, part, io)?;
-                }
+                continue;
+            }
+            for part in stack {
+                self.linear_part(c, part, weight.cols, io, &mut half)?;
             }
         }
         Ok(())
+    }
+
+    fn linear_part(
+        &self,
+        c: &mut Commands,
+        part: &Part,
+        cols: usize,
+        io: &Io<'_>,
+        half: &mut Option<(Dtype, Memory)>,
+    ) -> Result<()> {
+        match &part.kind {
+            Kind::Dense { dtype, memory } if io.params.rows <= SINGLE_ROWS => {
+                self.dense_matvec(c, *dtype, memory, part, cols, io)
+            }
+            Kind::Dense { dtype, memory } => {
+                let x = self.input_as(c, *dtype, cols, io, half)?;
+                self.gemm(c, *dtype, memory, &x, (0, part.rows), part, cols, io);
+                self.add_bias(c, part, io)
+            }
+            Kind::Pq(pq) if io.params.rows <= pq.tokens => self.pq_matvec(c, pq, part, cols, io),
+            Kind::Pq(pq) => {
+                let x = self.input_as(c, Dtype::F16, cols, io, half)?;
+                self.pq_matmul(c, pq, &x, part, cols, io)?;
+                self.add_bias(c, part, io)
+            }
+        }
     }
 
     fn dense_matvec(
@@ -223,37 +243,7 @@ impl Cuda {
                         .filled_by_step(),
                 );
             }
-            Lookup::Subspace => {
-                let (unit, warps, shared) = kernels::matvec_subspace(&pq.spec, rows);
-                let partial =
-                    self.device.scratch(Scratch::Partial, pq.code_tiles * rows as usize * part.rows)?;
-                let splits = (self.device.sms / code_tiles).clamp(1, row_tiles);
-                let warps = warps.min(row_tiles.div_ceil(splits));
-                let function = self.device.function(unit, "pq_matvec_subspace")?;
-                c.launch(
-                    Launch::new(function, [code_tiles, splits, 1], warps * 32, shared)
-                        .memory(&pq.codes)
-                        .memory(&pq.codebooks)
-                        .memory_at(io.x, io.x_at(cols))
-                        .memory(&partial)
-                        .word(part.rows as u32)
-                        .word(cols as u32)
-                        .word(pq.spec.subspaces(cols) as u32)
-                        .word(code_tiles)
-                        .params(&params.words()),
-                );
-                let function = self.device.function(kernels::plain("pq_matmul"), "pq_reduce")?;
-                c.launch(
-                    Launch::new(function, [part.rows.div_ceil(32) as u32, rows, 1], 256, 0)
-                        .memory(&partial)
-                        .optional(pq.scales.as_ref(), 0)
-                        .optional(io.bias, bias_at)
-                        .memory_at(io.y, io.y_at())
-                        .word(part.rows as u32)
-                        .word(code_tiles)
-                        .params(&params.words()),
-                );
-            }
+            Lookup::Subspace => self.pq_matvec_subspace(c, std::slice::from_ref(part), cols, io)?,
             Lookup::Memory => {
                 let function = self.device.function(kernels::matvec_any(&pq.spec), "pq_matvec")?;
                 c.launch(
@@ -272,6 +262,41 @@ impl Cuda {
                 );
             }
         }
+        Ok(())
+    }
+
+    /// Stacked matrices, each with codebooks per subspace.
+    fn pq_matvec_subspace(&self, c: &mut Commands, parts: &[Part], cols: usize, io: &Io<'_>) -> Result<()> {
+        let all: Vec<&Pq> = parts.iter().filter_map(Part::pq).collect();
+        let (rows, params, sms) = (io.params.rows, io.of_part(&parts[0]), self.device.sms);
+        let (spec, code_tiles) = (&all[0].spec, all[0].code_tiles as u32);
+        let kernel = MatvecSubspace::new(spec, rows);
+        let heights: Vec<usize> = parts.iter().map(|part| part.rows).collect();
+        let blocks = MatvecSubspace::blocks(spec, &heights, code_tiles, sms);
+        let out: usize = heights.iter().sum();
+        let partial = self.device.scratch(Scratch::Partial, code_tiles as usize * rows as usize * out)?;
+        // Places beyond the last matrix repeat it.
+        let place = |i: usize| all[i.min(all.len() - 1)];
+        let four = [0, 1, 2, 3].map(place);
+        let ends = |counts: &[u32]| [1, 2, 3, 4].map(|n| counts.iter().take(n).sum::<u32>());
+        let heights: Vec<u32> = heights.iter().map(|rows| *rows as u32).collect();
+        let matrices = [four.map(|pq| Some(&pq.codes)), four.map(|pq| pq.tables.as_ref())].concat();
+        let scales = four.map(|pq| pq.scales.as_ref());
+        let function = self.device.function(kernel.unit, "pq_matvec_subspace")?;
+        let grid = blocks.iter().sum::<u32>().min(sms);
+        c.launch(
+            Launch::new(function, [grid, 1, 1], kernel.warps * 32, kernel.table)
+                .record(&matrices, &[])
+                .record(&scales, &[ends(&heights), ends(&blocks)].concat())
+                .optional(io.bias, parts[0].first as u64 * 4)
+                .memory_at(io.x, io.x_at(cols))
+                .memory_at(io.y, io.y_at())
+                .memory(&partial)
+                .word(cols as u32)
+                .word(code_tiles)
+                .params(&params.words())
+                .params(&[]), // what becomes part of this kernel; see join.rs
+        );
         Ok(())
     }
 

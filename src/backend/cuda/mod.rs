@@ -8,6 +8,7 @@
 mod commands;
 mod device;
 pub mod every;
+mod join;
 pub mod kernels;
 mod linear;
 pub mod nvrtc;

@@ -230,7 +230,7 @@ fn words(phases: &[Phase], i: usize) -> Vec<u64> {
     words
 }
 
-fn number(kernel: &Kernel, at: usize) -> u64 {
+pub fn number(kernel: &Kernel, at: usize) -> u64 {
     match &kernel.args[at] {
         Arg::Address(value) => *value,
         Arg::Word(value) => u64::from(*value),
@@ -238,7 +238,7 @@ fn number(kernel: &Kernel, at: usize) -> u64 {
     }
 }
 
-fn params(kernel: &Kernel, at: usize) -> [u32; 16] {
+pub fn params(kernel: &Kernel, at: usize) -> [u32; 16] {
     match &kernel.args[at] {
         Arg::Params(words) => *words,
         _ => [0; 16],

@@ -26,6 +26,23 @@ pub struct Part {
     pub kind: Kind,
 }
 
+impl Part {
+    pub fn pq(&self) -> Option<&Pq> {
+        match &self.kind {
+            Kind::Pq(pq) => Some(pq),
+            Kind::Dense { .. } => None,
+        }
+    }
+
+    /// Whether both have codebooks per subspace of one spec: then one launch takes them together.
+    pub fn stacks(&self, other: &Self) -> bool {
+        match (self.pq(), other.pq()) {
+            (Some(a), Some(b)) => a.lookup == Lookup::Subspace && a.lookup == b.lookup && a.spec == b.spec,
+            _ => false,
+        }
+    }
+}
+
 pub enum Kind {
     Dense { dtype: Dtype, memory: Memory },
     Pq(Pq),
@@ -40,6 +57,9 @@ pub struct Pq {
     pub codes: Memory,
     /// `[codebooks, k, entry_halves]` f16.
     pub codebooks: Memory,
+    /// The codebooks as the decode kernel of [`Lookup::Subspace`] fills its tables from them, for that lookup:
+    /// `[code tiles, k, 64 subspaces, entry_halves]` f16.
+    pub tables: Option<Memory>,
     /// `[rows]` f16.
     pub scales: Option<Memory>,
     pub code_tiles: usize,
@@ -120,6 +140,9 @@ impl Pq {
     ) -> Result<Self> {
         let (spec, cols) = (head.spec, head.cols);
         let mut pq = Self::empty(device, spec, rows, cols, &head.codebooks)?;
+        if pq.lookup == Lookup::Subspace {
+            pq.tables = Some(tables(device, graphs, &spec, cols, &pq)?);
+        }
         let (subspaces, row_bytes) = (spec.subspaces(cols), spec.row_bytes(cols));
         let (mut first, mut scales) = (0, Vec::<f16>::with_capacity(rows));
         for block in blocks {
@@ -169,11 +192,28 @@ impl Pq {
             tokens: kernels::matvec_tokens(&spec, lookup, device.shared_limit),
             codes: device.alloc(tiles * spec.code_bits() * 32, true)?,
             codebooks: memory,
+            tables: None,
             scales: None,
             code_tiles,
             group: spec.subspaces_per_codebook(cols),
         })
     }
+}
+
+/// [`Pq::tables`].
+fn tables(device: &Device, graphs: &Graphs, spec: &PqSpec, cols: usize, pq: &Pq) -> Result<Memory> {
+    let (subspaces, words) = (spec.subspaces(cols), kernels::entry_words(spec));
+    let memory = device.alloc(pq.code_tiles * TILE_CODES * spec.k * words, true)?;
+    let function = device.function(kernels::tables(spec), "pq_tables")?;
+    let mut commands = Commands::default();
+    commands.launch(
+        Launch::new(function, [(subspaces * spec.k).div_ceil(256) as u32, 1, 1], 256, 0)
+            .memory(&pq.codebooks)
+            .memory(&memory)
+            .word(subspaces as u32),
+    );
+    graphs.once(device, &commands)?;
+    Ok(memory)
 }
 
 /// Codebook entries padded to what the kernels load at once; with d = 1, the value twice.

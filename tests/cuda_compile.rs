@@ -19,6 +19,39 @@ fn from_python() -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
+/// What a kernel takes of a multiprocessor.
+struct Taken {
+    arch: u32,
+    /// The kernel, and the specialisation.
+    name: String,
+    /// Threads of a block, where the specialisation says.
+    threads: Option<u32>,
+    registers: u32,
+    /// Bytes of a block.
+    shared: u32,
+}
+
+impl Taken {
+    /// Blocks that are on a multiprocessor together, by each of the things that they share.
+    fn blocks(&self) -> Option<u32> {
+        let threads = self.threads?;
+        let (most_threads, most_shared) = if self.arch < 90 { (1536, 100 << 10) } else { (2048, 228 << 10) };
+        // Registers are given out to warps in units of 256; the driver takes 1 KiB of shared memory of each block.
+        let of_warp = (self.registers * 32).next_multiple_of(256);
+        let by_registers = 65536 / (of_warp * threads / 32);
+        Some(by_registers.min(most_threads / threads).min(most_shared / (self.shared + 1024)))
+    }
+
+    fn line(&self) -> String {
+        let Self { arch, name, registers, shared, .. } = self;
+        let blocks = match (self.blocks(), self.threads) {
+            (Some(blocks), Some(threads)) => format!("{blocks} x {threads}"),
+            _ => "-".to_owned(),
+        };
+        format!("sm_{arch} {registers:4} {:8.1} {blocks:>10}  {name}", f64::from(*shared) / 1024.0)
+    }
+}
+
 /// The number before `unit` in the compiler's resource report.
 fn number_before(line: &str, unit: &str) -> Option<u32> {
     line.split(unit).next()?.split_whitespace().last()?.parse().ok()
@@ -51,16 +84,16 @@ fn every_specialisation_compiles() {
         every::units(limit as usize).into_iter().map(move |(unit, shared)| (unit, shared, arch, limit))
     };
     let jobs: Vec<_> = ARCHS.into_iter().flat_map(units).collect();
-    let mut reports: Vec<_> = jobs
+    let (mut reports, taken): (Vec<_>, Vec<_>) = jobs
         .par_iter()
         .map(|(unit, shared, arch, limit)| {
-            let name = unit.name();
-            let image = match nvrtc::compile(&name, &unit.source(), *arch, true) {
+            let name = format!("{} sm_{arch}", unit.name());
+            let image = match nvrtc::compile(&unit.name(), &unit.source(), *arch, true) {
                 Ok(image) => image,
-                Err(e) => return (format!("{name} sm_{arch}"), vec![format!("{e}")]),
+                Err(e) => return ((name, vec![format!("{e}")]), Vec::new()),
             };
             assert!(!image.bytes.is_empty());
-            let mut lines = Vec::new();
+            let (mut lines, mut taken, mut entry) = (Vec::new(), Vec::new(), "");
             for line in image.log.lines() {
                 let spills = number_before(line, " bytes spill stores").unwrap_or(0);
                 let fixed = number_before(line, " bytes smem").unwrap_or(0);
@@ -72,16 +105,31 @@ fn every_specialisation_compiles() {
                 } else if line.contains("warning") {
                     lines.push(line.to_owned());
                 }
-                if line.contains("registers") {
-                    println!(
-                        "{name} sm_{arch}: {} + {shared} dynamic",
-                        line.trim_start_matches("ptxas info    : ")
-                    );
+                entry = line
+                    .split("Compiling entry function '")
+                    .nth(1)
+                    .and_then(|l| l.split('\'').next())
+                    .unwrap_or(entry);
+                if let Some(registers) = number_before(line, " registers") {
+                    let warps = unit.constant("PQ_WARPS").map(|warps| warps * 32);
+                    taken.push(Taken {
+                        arch: *arch,
+                        name: format!("{entry} ({})", unit.name()),
+                        threads: unit.constant("STEP_THREADS").or(warps),
+                        registers,
+                        shared: fixed + shared,
+                    });
                 }
             }
-            (format!("{name} sm_{arch}"), lines)
+            ((name, lines), taken)
         })
-        .collect();
+        .unzip();
+    let mut taken: Vec<Taken> = taken.into_iter().flatten().collect();
+    taken.sort_by(|a, b| (a.arch, &a.name).cmp(&(b.arch, &b.name)));
+    println!(
+        "arch regs shared KiB  blocks x threads of a multiprocessor, where known; kernel (specialisation)"
+    );
+    taken.iter().for_each(|taken| println!("{}", taken.line()));
     println!("{} images", reports.len());
     reports.retain(|(_, lines)| !lines.is_empty());
     assert!(reports.is_empty(), "{reports:#?}");

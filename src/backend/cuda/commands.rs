@@ -13,8 +13,8 @@ use cudarc::cublas::sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation
 use cudarc::driver::{CudaGraph, sys};
 
 use super::device::{Device, Function, Memory, address, driver};
-use super::kernels::Matvec;
 use super::join::join;
+use super::kernels::Matvec;
 use super::{error, step};
 use crate::Result;
 use crate::backend::Key;

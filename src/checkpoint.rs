@@ -1,18 +1,17 @@
 //! [`Checkpoint`]: a Hugging Face folder, memory-mapped.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
+use half::f16;
 use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
-use crate::backend::{Dtype, WeightData};
 use crate::config::ModelConfig;
+use crate::tensor::{Dtype, TensorView};
 use crate::{Error, Result};
 
 /// The texts that travel with the weights: files of a Hugging Face folder, or their copies in a .fasq header.
@@ -28,39 +27,6 @@ pub struct Assets {
     pub generation_config: Option<String>,
     /// The chat template, from chat_template.jinja or tokenizer_config.json.
     pub chat_template: Option<String>,
-}
-
-/// A dense tensor as it stands in a file, little-endian.
-#[derive(Clone, Debug)]
-pub struct TensorView<'a> {
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
-    pub bytes: &'a [u8],
-}
-
-impl<'a> TensorView<'a> {
-    /// The elements as f32.
-    pub fn to_f32(&self) -> Vec<f32> {
-        match self.dtype {
-            Dtype::F32 => {
-                self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-            }
-            Dtype::F16 => self.halves().map(|bits| f16::from_bits(bits).to_f32()).collect(),
-            Dtype::BF16 => self.halves().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
-        }
-    }
-
-    fn halves(&self) -> impl Iterator<Item = u16> + '_ {
-        self.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]))
-    }
-
-    /// The tensor as a weight `[out, in]`; an error that names it if it has not two dimensions.
-    pub fn weight(&self, name: &str) -> Result<WeightData<'a>> {
-        let &[rows, cols] = &self.shape[..] else {
-            return Err(Error::mismatch(name, "two dimensions", format!("{:?}", self.shape)));
-        };
-        Ok(WeightData::Dense { dtype: self.dtype, rows, cols, bytes: self.bytes })
-    }
 }
 
 /// A tensor of any element type as it stands in a file, little-endian.
@@ -333,13 +299,5 @@ fn shard_paths(dir: &Path) -> Result<Vec<PathBuf>> {
         Some(first) => {
             Err(bad(format!("{} of {} shards are missing, first {first}", missing.len(), files.len())))
         }
-    }
-}
-
-/// f16 values from little-endian bytes, borrowed where their address allows it.
-pub(crate) fn f16_slice(bytes: &[u8]) -> Cow<'_, [f16]> {
-    match bytemuck::try_cast_slice(bytes) {
-        Ok(values) if cfg!(target_endian = "little") => Cow::Borrowed(values),
-        _ => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect(),
     }
 }

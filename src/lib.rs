@@ -74,5 +74,6 @@ pub mod ops;
 pub mod pq;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod quantize;
+pub mod tensor;
 
 pub use error::{Error, Result};

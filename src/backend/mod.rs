@@ -11,50 +11,10 @@ pub mod wgpu;
 pub use choice::{Choice, choose};
 pub use quantizer::{Gram, Quantizer, Rows};
 
+pub use crate::tensor::{Dtype, WeightData};
+
 use crate::Result;
 use crate::ops;
-use crate::pq::PqMatrix;
-
-/// Element type of a dense weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dtype {
-    F32,
-    F16,
-    BF16,
-}
-
-impl Dtype {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
-        match self {
-            Dtype::F32 => 4,
-            Dtype::F16 | Dtype::BF16 => 2,
-        }
-    }
-}
-
-/// A linear layer's or embedding's weight `[rows, cols]` (`[out, in]`), as it stands in a file.
-#[derive(Clone, Debug)]
-pub enum WeightData<'a> {
-    /// Row-major, little-endian.
-    Dense {
-        dtype: Dtype,
-        rows: usize,
-        cols: usize,
-        bytes: &'a [u8],
-    },
-    Pq(PqMatrix<'a>),
-}
-
-impl WeightData<'_> {
-    /// `[out, in]`.
-    pub fn shape(&self) -> (usize, usize) {
-        match self {
-            WeightData::Dense { rows, cols, .. } => (*rows, *cols),
-            WeightData::Pq(matrix) => (matrix.rows, matrix.cols),
-        }
-    }
-}
 
 /// What a list of commands depends on.
 pub type Key = [u64; 4];

@@ -1,8 +1,8 @@
 //! The parts of quantizing a model that a device can do: [`Quantizer`] and [`Gram`].
 
 use crate::Result;
-use crate::checkpoint::TensorView;
 use crate::pq::{Carry, PqSpec, Quantized};
+use crate::tensor::TensorView;
 
 /// Rows of a matrix that is to be quantized.
 pub struct Rows<'a> {

@@ -5,9 +5,9 @@ use std::time::Instant;
 use super::Samples;
 use crate::Result;
 use crate::backend::{Quantizer, Rows};
-use crate::checkpoint::TensorView;
 use crate::model::random::Random;
 use crate::pq::{PqSpec, Scope, SquaredError};
+use crate::tensor::TensorView;
 
 /// What was measured.
 #[derive(Clone, Debug)]

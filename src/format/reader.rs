@@ -11,9 +11,10 @@ use safetensors::tensor::TensorInfo;
 
 use super::{Part, Parts, PlanEntry, TOKENIZER, VERSION, assets};
 use crate::backend::{Dtype, WeightData};
-use crate::checkpoint::{self, Assets, TensorView};
+use crate::checkpoint::{self, Assets};
 use crate::config::ModelConfig;
 use crate::pq::{PqMatrix, Scope};
+use crate::tensor::{TensorView, f16_slice};
 use crate::{Error, Result};
 
 /// Far beyond any model.
@@ -121,9 +122,9 @@ impl Reader {
         let bytes = |part: &Part| &self.bytes.get()[self.parts[&part.name].clone()];
         let codebooks = match self.tables.get(&codebooks.name) {
             Some(table) if entry.spec.scope == Scope::Universal => table.clone(),
-            _ => checkpoint::f16_slice(bytes(&codebooks)).into(),
+            _ => f16_slice(bytes(&codebooks)).into(),
         };
-        let scales = scales.map_or(Cow::Borrowed(&[][..]), |scales| checkpoint::f16_slice(bytes(&scales)));
+        let scales = scales.map_or(Cow::Borrowed(&[][..]), |scales| f16_slice(bytes(&scales)));
         let codes = Cow::Borrowed(bytes(&codes));
         let name = format!("{}: {}", self.origin, entry.name);
         PqMatrix { spec: entry.spec, rows, cols, codes, codebooks, scales }.checked(&name)
@@ -191,7 +192,7 @@ impl Reader {
                     ));
                 }
                 if part.name == entry.spec.universal_name() && !tables.contains_key(&part.name) {
-                    let table: Arc<[f16]> = checkpoint::f16_slice(&bytes.get()[range(info)]).into();
+                    let table: Arc<[f16]> = f16_slice(&bytes.get()[range(info)]).into();
                     tables.insert(part.name.clone(), table);
                 }
                 parts.insert(part.name, range(info));

@@ -9,9 +9,10 @@ use super::forward::Layer;
 use super::linear::Embedding;
 use crate::backend::{Backend, WeightData};
 use crate::baseline::{self, Rtn};
-use crate::checkpoint::{Assets, Checkpoint, TensorView};
+use crate::checkpoint::{Assets, Checkpoint};
 use crate::config::ModelConfig;
 use crate::format::{Reader, fnv1a};
+use crate::tensor::TensorView;
 use crate::{Error, Result};
 
 /// A model on disk or in memory.

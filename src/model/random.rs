@@ -9,9 +9,10 @@ use rayon::prelude::*;
 
 use super::arch::{Role, TensorSpec, tensors};
 use crate::backend::{Dtype, WeightData};
-use crate::checkpoint::{Assets, TensorView};
+use crate::checkpoint::Assets;
 use crate::config::ModelConfig;
 use crate::pq::{PqMatrix, PqSpec, RowScale, Scope};
+use crate::tensor::TensorView;
 use crate::{Error, Result};
 
 /// How the matrices of a random model are stored.

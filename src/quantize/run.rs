@@ -11,10 +11,11 @@ use super::moments::{DAMPING, Moments};
 use super::plan::{Item, Plan};
 use super::report::{Report, TensorReport};
 use crate::backend::{Dtype, Quantizer, Rows};
-use crate::checkpoint::{Checkpoint, TensorView};
+use crate::checkpoint::Checkpoint;
 use crate::format::{Progress, Stored, Writer, fnv1a};
 use crate::model::arch::Input;
 use crate::pq::{Carry, PqSpec, Rotation, Scope, SquaredError};
+use crate::tensor::TensorView;
 use crate::{Error, Result};
 
 /// Elements of a dense tensor that are converted at a time.

@@ -2,9 +2,9 @@
 
 use fasq::backend::cpu::Cpu;
 use fasq::backend::{Backend, Dtype, Quantizer, Rows};
-use fasq::checkpoint::TensorView;
 use fasq::pq::{Carry, PqSpec, Quantized};
 use fasq::quantize::Moments;
+use fasq::tensor::TensorView;
 use half::{bf16, f16};
 
 use crate::harness::{Checks, Device, EXACT, Random, SUMS, Tolerance, f64s};

@@ -6,8 +6,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::backend::{Dtype, WeightData};
-use crate::checkpoint::TensorView;
 use crate::pq::{PqMatrix, Rotation, Scope};
+use crate::tensor::TensorView;
 
 /// Matrices with the same `in`, stacked along `out`.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ impl Dense {
     fn new(dtype: Dtype, rows: usize, cols: usize, bytes: &[u8]) -> Self {
         let data = match dtype {
             Dtype::F32 => DenseData::F32(TensorView { dtype, shape: vec![rows, cols], bytes }.to_f32()),
-            Dtype::F16 => DenseData::F16(crate::checkpoint::f16_slice(bytes).into_owned()),
+            Dtype::F16 => DenseData::F16(crate::tensor::f16_slice(bytes).into_owned()),
             Dtype::BF16 => {
                 DenseData::BF16(bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect())
             }

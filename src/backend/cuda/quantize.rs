@@ -11,9 +11,9 @@ use super::commands::{Commands, Launch};
 use super::device::{Device, Memory, address};
 use super::{Buffer, Cuda, error, kernels, linear};
 use crate::backend::{Backend, Gram, Quantizer, Rows};
-use crate::checkpoint::TensorView;
 use crate::pq::quantize::{self as cpu, SAMPLE, check, round};
 use crate::pq::{self, Carry, PqMatrix, PqSpec, Quantized, RowScale, Scope, SquaredError, carry, universal};
+use crate::tensor::TensorView;
 use crate::{Error, Result};
 
 /// EACH in kmeans.cu times its threads: vectors of a block of the search.

@@ -2,35 +2,34 @@
 
 use super::arch::Input;
 use super::forward::{Pass, Session};
-use super::state::Batch;
+use super::state::{Batch, Scratch};
 use crate::backend::Backend;
-use crate::ops::{self, EmbedParams, RmsNormParams};
+use crate::ops::{self, EmbedParams, GatherRowsParams, RmsNormParams};
 use crate::{Error, Result};
 
 impl<B: Backend> Session<'_, B> {
     /// The residual stream `[tokens, hidden]` before the first block.
-    pub async fn embed(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+    pub fn embed(&mut self, tokens: &[u32]) -> Result<B::Buffer> {
         self.begin(tokens)?;
         let (backend, s) = (&self.model.backend, &mut self.scratch);
         let params = EmbedParams { rows: tokens.len() as u32, dim: self.model.config.hidden as u32 };
-        let op = ops::Embed { tokens: &s.tokens, table: self.model.embed.weight(), y: &mut s.x, params };
+        let mut x = backend.alloc(tokens.len() * self.model.config.hidden)?;
+        let op = ops::Embed { tokens: &s.tokens, table: self.model.embed.weight(), y: &mut x, params };
         let mut commands = backend.begin()?;
         backend.embed(&mut commands, op)?;
         backend.submit(commands)?;
-        let x = backend.read(&s.x, 0, tokens.len() * self.model.config.hidden).await?;
-        Ok(bytemuck::cast_vec(x))
+        Ok(x)
     }
 
-    /// Takes the residual stream `x` `[tokens, hidden]` of a sequence, from its first token on, through block
-    /// `layer`, and returns what the block's linear layers read, each `[tokens, in]` with its `in`, in the order of
+    /// Takes the residual stream `x` `[rows, hidden]` of a sequence, from its first token on, through block `layer`, and returns what the block's linear layers read, each `[tokens, in]` with its `in`, in the order of
     /// [`Input::at`]: rotated where their weights are. The sequence lies in slot 0, which is empty afterwards.
-    pub async fn block(&mut self, layer: usize, x: &mut [f32]) -> Result<Vec<(B::Buffer, usize)>> {
-        let hidden = self.model.config.hidden;
-        let rows = x.len() / hidden;
+    pub fn block(&mut self, layer: usize, x: &mut B::Buffer, rows: usize) -> Result<Vec<(B::Buffer, usize)>> {
         let segments = self.begin(&vec![0; rows])?;
         let backend = &self.model.backend;
-        backend.write(&mut self.scratch.x, bytemuck::cast_slice(x))?;
         let mut commands = backend.begin()?;
+        let params = GatherRowsParams { rows: rows as u32, dim: self.model.config.hidden as u32 };
+        let Scratch { wanted: index, x: stream, .. } = &mut self.scratch;
+        backend.gather_rows(&mut commands, ops::GatherRows { x: &*x, index, y: stream, params })?;
         let mut inputs = Vec::with_capacity(Input::PER_LAYER);
         let mut pass = Pass {
             model: self.model,
@@ -42,25 +41,24 @@ impl<B: Backend> Session<'_, B> {
             inputs: Some(&mut inputs),
         };
         self.model.layers[layer].forward(&mut pass, &mut self.state[layer])?;
+        let Scratch { wanted: index, x: stream, .. } = &self.scratch;
+        backend.gather_rows(&mut commands, ops::GatherRows { x: stream, index, y: x, params })?;
         backend.submit(commands)?;
-        x.copy_from_slice(bytemuck::cast_slice(&backend.read(&self.scratch.x, 0, x.len()).await?));
         Ok(inputs.into_iter().zip(self.model.layers[layer].inputs()).collect())
     }
 
-    /// The final norm of the residual stream `x` `[tokens, hidden]`: what the head reads, not rotated.
-    pub async fn norm(&mut self, x: &[f32]) -> Result<&B::Buffer> {
+    /// The final norm of the residual stream `x` `[rows, hidden]`: what the head reads, not rotated.
+    pub fn norm(&mut self, x: &B::Buffer, rows: usize) -> Result<&B::Buffer> {
         let config = &self.model.config;
-        self.begin(&vec![0; x.len() / config.hidden])?;
         let (backend, s) = (&self.model.backend, &mut self.scratch);
-        backend.write(&mut s.x, bytemuck::cast_slice(x))?;
         let params = RmsNormParams {
-            rows: (x.len() / config.hidden) as u32,
+            rows: rows as u32,
             dim: config.hidden as u32,
             eps: config.norm_eps,
             weight_offset: self.model.norm_offset(),
             rotate: 0,
         };
-        let op = ops::RmsNorm { x: &s.x, weight: &self.model.norm, y: &mut s.normed, params };
+        let op = ops::RmsNorm { x, weight: &self.model.norm, y: &mut s.normed, params };
         let mut commands = backend.begin()?;
         backend.rms_norm(&mut commands, op)?;
         backend.submit(commands)?;

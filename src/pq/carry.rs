@@ -3,6 +3,7 @@
 //! after U has added to it what the errors before it ask for.
 
 use multiversion::multiversion;
+use rayon::prelude::*;
 
 use super::assign::Nearest;
 use crate::gemm::{Mat, matmul};
@@ -25,23 +26,19 @@ pub struct Carry {
 impl Carry {
     /// From the upper triangular `factor` V of the Hessian H = V V^T, `[cols, cols]` as a function of row and column:
     /// the shares are V_J / V_JJ, where J are the columns of a sub-vector.
-    pub fn new(cols: usize, d: usize, factor: impl Fn(usize, usize) -> f64) -> Self {
+    pub fn new(cols: usize, d: usize, factor: impl Fn(usize, usize) -> f64 + Sync) -> Self {
         let mut shares = vec![0.0; cols * cols];
-        for first in (0..cols).step_by(d) {
-            let columns = first..cols.min(first + d);
-            let block: Vec<Vec<f64>> =
-                columns.clone().map(|i| columns.clone().map(|k| factor(i, k)).collect()).collect();
-            for j in 0..first {
+        shares.par_chunks_exact_mut(cols).enumerate().for_each(|(j, row)| {
+            for (block, to) in row.chunks_mut(d).enumerate().skip(j / d + 1) {
+                let first = block * d;
                 let mut share = [0f64; 8];
-                for k in 0..columns.len() {
-                    let known: f64 = (0..k).map(|i| share[i] * block[i][k]).sum();
-                    share[k] = (factor(j, first + k) - known) / block[k][k];
-                }
-                for (to, &share) in shares[j * cols + first..].iter_mut().zip(&share[..columns.len()]) {
-                    *to = share as f32;
+                for k in 0..to.len() {
+                    let known: f64 = (0..k).map(|i| share[i] * factor(first + i, first + k)).sum();
+                    share[k] = (factor(j, first + k) - known) / factor(first + k, first + k);
+                    to[k] = share[k] as f32;
                 }
             }
-        }
+        });
         Self { d, cols, shares }
     }
 

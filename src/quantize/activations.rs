@@ -26,8 +26,8 @@ pub trait Inputs {
 /// A text's residual streams.
 pub struct Activations<'m, B: Backend> {
     session: Session<'m, B>,
-    /// `[tokens, hidden]` of each sequence.
-    streams: Vec<Vec<f32>>,
+    /// Of each sequence its tokens and, on the model's device, `[tokens, hidden]`.
+    streams: Vec<(usize, B::Buffer)>,
     layer: usize,
     fingerprint: u64,
     stop: &'m AtomicBool,
@@ -38,7 +38,8 @@ impl<'m, B: Backend> Activations<'m, B> {
     pub fn new(model: &'m Model<B>, text: &[Vec<u32>], stop: &'m AtomicBool) -> Result<Self> {
         let rows = text.iter().map(Vec::len).max().unwrap_or(0);
         let mut session = Session::new(model, SessionOptions { slots: 1, context: rows, max_rows: rows })?;
-        let streams = text.iter().map(|tokens| block_on(session.embed(tokens))).collect::<Result<_>>()?;
+        let stream = |tokens: &Vec<u32>| Ok((tokens.len(), session.embed(tokens)?));
+        let streams = text.iter().map(stream).collect::<Result<_>>()?;
         let tokens: Vec<u8> = text.iter().flatten().flat_map(|token| token.to_le_bytes()).collect();
         let fingerprint = crate::format::fnv1a(&tokens, text.len() as u64);
         Ok(Self { session, streams, layer: 0, fingerprint, stop })
@@ -52,12 +53,11 @@ impl<B: Backend> Inputs for Activations<'_, B> {
     ) -> Result<[Option<Moments>; Input::PER_LAYER]> {
         let backend = self.session.model().backend();
         let mut sums = [const { None }; Input::PER_LAYER];
-        for stream in &mut self.streams {
+        for (rows, stream) in &mut self.streams {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
-            let rows = stream.len() / self.session.model().config().hidden;
-            let inputs = block_on(self.session.block(self.layer, stream))?;
+            let inputs = self.session.block(self.layer, stream, *rows)?;
             for ((sums, (x, dim)), _) in
                 sums.iter_mut().zip(&inputs).zip(wanted).filter(|(_, wanted)| *wanted)
             {
@@ -65,7 +65,7 @@ impl<B: Backend> Inputs for Activations<'_, B> {
                     Some(sums) => sums,
                     none => none.insert(Sums::new(backend, *dim)?),
                 };
-                sums.add(backend, x, rows, *dim)?;
+                sums.add(backend, x, *rows, *dim)?;
             }
         }
         self.layer += 1;
@@ -79,8 +79,8 @@ impl<B: Backend> Inputs for Activations<'_, B> {
     fn head(&mut self) -> Result<Moments> {
         let (backend, dim) = (self.session.model().backend(), self.session.model().config().hidden);
         let mut sums = Sums::new(backend, dim)?;
-        for stream in &self.streams {
-            sums.add(backend, block_on(self.session.norm(stream))?, stream.len() / dim, dim)?;
+        for (rows, stream) in &self.streams {
+            sums.add(backend, self.session.norm(stream, *rows)?, *rows, dim)?;
         }
         sums.moments()
     }

@@ -1,7 +1,7 @@
 //! [`Moments`]: the second moments of what a linear layer reads, which are the Hessian of its squared output error.
 
 use faer::linalg::solvers::Llt;
-use faer::{Mat, Side};
+use faer::{MatRef, Side};
 use rayon::prelude::*;
 
 use crate::gemm::{self, matmul};
@@ -86,19 +86,28 @@ impl Moments {
     pub fn matrix(&self, rotation: Option<Rotation>) -> Vec<f32> {
         let dim = self.dim;
         let mut matrix = vec![0f32; dim * dim];
-        for tile in &self.tiles {
-            for (r, sums) in tile.sums.chunks_exact(tile.cols).enumerate() {
-                for (c, &sum) in sums.iter().enumerate() {
-                    matrix[(tile.row + r) * dim + tile.col + c] = sum as f32;
-                    matrix[(tile.col + c) * dim + tile.row + r] = sum as f32;
+        matrix.par_chunks_mut(TILE * dim).enumerate().for_each(|(i, rows)| {
+            let start = i * TILE;
+            for tile in self.tiles.iter().filter(|tile| tile.row == start) {
+                for (row, sums) in rows.chunks_exact_mut(dim).zip(tile.sums.chunks_exact(tile.cols)) {
+                    for (to, &sum) in row[tile.col..].iter_mut().zip(sums) {
+                        *to = sum as f32;
+                    }
                 }
             }
-        }
+            for tile in self.tiles.iter().filter(|tile| tile.col == start) {
+                for (c, row) in rows.chunks_exact_mut(dim).enumerate() {
+                    for (r, to) in row[tile.row..][..tile.rows].iter_mut().enumerate() {
+                        *to = tile.sums[r * tile.cols + c] as f32;
+                    }
+                }
+            }
+        });
         if let Some(rotation) = rotation {
             let rotate =
                 |matrix: &mut [f32]| matrix.par_chunks_exact_mut(dim).for_each(|row| rotation.apply(row));
             rotate(&mut matrix);
-            transpose(&mut matrix, dim);
+            matrix = transposed(&matrix, dim);
             rotate(&mut matrix);
         }
         matrix
@@ -118,10 +127,11 @@ impl Moments {
         let back = |i: usize| dim - 1 - i;
         for damping in DAMPING {
             let add = if mean > 0.0 { damping * mean } else { 1.0 };
-            let damped = Mat::from_fn(dim, dim, |i, j| {
-                f64::from(matrix[back(i) * dim + back(j)]) + if i == j { add } else { 0.0 }
-            });
-            if let Ok(factor) = Llt::new(damped.as_ref(), Side::Lower) {
+            // Symmetric: whether this is by rows or by columns is all the same.
+            let mut damped: Vec<f64> = matrix.par_iter().rev().map(|&v| f64::from(v)).collect();
+            damped.iter_mut().step_by(dim + 1).for_each(|v| *v += add);
+            let damped = MatRef::from_column_major_slice(&damped, dim, dim);
+            if let Ok(factor) = Llt::new(damped, Side::Lower) {
                 let lower = factor.L();
                 return Ok((Carry::new(dim, d, |i, j| lower[(back(i), back(j))]), damping));
             }
@@ -130,10 +140,19 @@ impl Moments {
     }
 }
 
-fn transpose(matrix: &mut [f32], dim: usize) {
-    for i in 0..dim {
-        for j in 0..i {
-            matrix.swap(i * dim + j, j * dim + i);
+/// Of a matrix `[dim, dim]`, tile by tile.
+fn transposed(matrix: &[f32], dim: usize) -> Vec<f32> {
+    const SIDE: usize = 64;
+    let mut out = vec![0f32; dim * dim];
+    out.par_chunks_mut(SIDE * dim).enumerate().for_each(|(tile, rows)| {
+        for from in (0..dim).step_by(SIDE) {
+            for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
+                let column = matrix[from * dim + tile * SIDE + i..].iter().step_by(dim);
+                for (to, &v) in row[from..].iter_mut().take(SIDE).zip(column) {
+                    *to = v;
+                }
+            }
         }
-    }
+    });
+    out
 }

@@ -46,6 +46,14 @@ impl WeightData<'_> {
             WeightData::Pq(matrix) => (matrix.rows, matrix.cols),
         }
     }
+
+    /// As it stands there, without a universal codebook.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            WeightData::Dense { bytes, .. } => bytes.len() as u64,
+            WeightData::Pq(matrix) => matrix.bytes() as u64,
+        }
+    }
 }
 
 /// A dense tensor as it stands in a file, little-endian.

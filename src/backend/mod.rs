@@ -47,9 +47,21 @@ pub trait Backend {
     /// What runs here, for people: "cpu, 2 threads", "cuda, NVIDIA H200".
     fn describe(&self) -> String;
 
-    /// An error that says how much there is where there is no room for weights of `bytes`; before any is uploaded.
+    /// An error that says how much there is where there is no room for `bytes` more and what working takes besides.
     fn check_room(&self, _bytes: u64) -> Result<()> {
         Ok(())
+    }
+    /// Bytes of the device's memory that are free, where the backend knows.
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
+    /// Bytes that [`Backend::weight`] takes for a matrix.
+    fn weight_bytes(&self, data: &WeightData<'_>) -> u64 {
+        data.bytes()
+    }
+    /// Bytes that [`Backend::alloc_cache`] takes.
+    fn cache_bytes(&self, elements: usize) -> u64 {
+        4 * elements as u64
     }
 
     /// A buffer of `words` zeros.
@@ -110,6 +122,12 @@ pub trait Backend {
     /// Sums of x^T x over rows of `dim` elements, none yet; None where they are left to the CPU.
     fn gram(&self, _dim: usize) -> Result<Option<Box<dyn Gram<Self::Buffer> + '_>>> {
         Ok(None)
+    }
+
+    /// The `k` largest of the first `dim` values of x with their places, after everything submitted so far: in falling
+    /// order, the lower place first among equals, NaN before everything.
+    async fn top_k(&self, x: &Self::Buffer, dim: usize, k: usize) -> Result<Vec<(u32, f32)>> {
+        Ok(ops::top_k(bytemuck::cast_slice(&self.read(x, 0, dim).await?), k))
     }
 
     /// The device's memory bandwidth, measured anew, where the backend can.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use rustyline::error::ReadlineError;
 use rustyline::{Behavior, Config, DefaultEditor};
 
-use super::run::Run;
+use super::writer::Writer;
 use super::{note, one_line};
 use crate::backend::Backend;
 use crate::generate::{ChatTemplate, Message, StopReason};
@@ -21,7 +21,7 @@ Ctrl-D   leave";
 
 /// Answers `message`, or messages line by line until there are no more.
 pub fn chat<B: Backend>(
-    run: &mut Run<'_, B>,
+    writer: &mut Writer<'_, B>,
     template: &ChatTemplate,
     system: Option<&str>,
     message: Option<&str>,
@@ -29,38 +29,41 @@ pub fn chat<B: Backend>(
     let start: Vec<Message> = system.map(|text| Message::new("system", text)).into_iter().collect();
     let mut messages = start.clone();
     if let Some(message) = message {
-        return match answer(run, template, &mut messages, message)? {
+        return match answer(writer, template, &mut messages, message)? {
             Some(StopReason::Cancelled) => Err(Error::Interrupted),
             _ => Ok(()),
         };
     }
-    run.output.end_lines();
+    writer.output.end_lines();
     let mut lines = Lines::open()?;
     if lines.at_terminal() {
-        run.output.remark("/help for help, Ctrl-D to leave");
+        writer.output.remark("/help for help, Ctrl-D to leave");
     }
     while let Some(line) = lines.next()? {
         match line.trim() {
             "" => {}
             "/help" => note(HELP),
             "/reset" => messages = start.clone(),
-            text => match answer(run, template, &mut messages, text) {
+            text => match answer(writer, template, &mut messages, text) {
                 Ok(Some(StopReason::Cancelled)) if !lines.at_terminal() => return Err(Error::Interrupted),
-                // A person can go on after a mistake; a script cannot see that there was one.
-                Err(error @ (Error::Mismatch { .. } | Error::Invalid { .. })) if lines.at_terminal() => {
+                // A person can go on after a mistake, and as if nothing had been said where the device failed; a
+                // script cannot see that there was one.
+                Err(error @ (Error::Mismatch { .. } | Error::Invalid { .. } | Error::Backend { .. }))
+                    if lines.at_terminal() =>
+                {
                     note(&format!("error: {}", one_line(&error)));
                 }
                 result => drop(result?),
             },
         }
-        run.interrupted.store(false, Ordering::Relaxed);
+        writer.interrupted.store(false, Ordering::Relaxed);
     }
     Ok(())
 }
 
 /// One turn: the user's message and the model's answer, both of which join the conversation; why the answer ended.
 fn answer<B: Backend>(
-    run: &mut Run<'_, B>,
+    writer: &mut Writer<'_, B>,
     template: &ChatTemplate,
     messages: &mut Vec<Message>,
     message: &str,
@@ -69,13 +72,13 @@ fn answer<B: Backend>(
     messages.push(Message::new("user", message));
     let written = template
         .render(messages, true)
-        .and_then(|text| run.tokenizer.encode(&text, false))
-        .and_then(|prompt| run.write(&prompt));
+        .and_then(|text| writer.tokenizer.encode(&text, false))
+        .and_then(|prompt| writer.write(&prompt));
     match written {
         Ok((text, reason)) => {
             messages.push(Message::new("assistant", text));
             if reason == Some(StopReason::Context) {
-                run.output.remark("the context is full: /reset begins anew");
+                writer.output.remark("the context is full: /reset begins anew");
             }
             Ok(reason)
         }

@@ -6,6 +6,7 @@ pub mod eval;
 pub mod output;
 pub mod quantize;
 pub mod run;
+mod writer;
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;

@@ -2,7 +2,6 @@
 
 use std::io::{IsTerminal, Read, stdin};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use clap::{Args, Parser};
 use indicatif::DecimalBytes;
@@ -10,10 +9,11 @@ use indicatif::DecimalBytes;
 use super::DeviceArgs;
 use super::chat::chat;
 use super::output::Output;
+use super::writer::Writer;
 use crate::backend::Backend;
 use crate::baseline::Rtn;
 use crate::generate::{ChatTemplate, Generator, Limits, Sampler, Sampling, StopReason, Tokenizer};
-use crate::model::{Model, Source};
+use crate::model::{Model, Source, room};
 use crate::{Error, Result, with_backend};
 
 /// Tokens of context unless `--ctx` says otherwise: a large model's whole context would take gigabytes.
@@ -117,34 +117,6 @@ impl SamplingArgs {
     }
 }
 
-/// A model at work for the user.
-pub struct Run<'m, B: Backend> {
-    pub generator: Generator<'m, B>,
-    pub tokenizer: &'m Tokenizer,
-    pub sampler: Sampler,
-    pub limits: Limits,
-    pub output: Output,
-    pub interrupted: &'static AtomicBool,
-    weight_bytes: u64,
-}
-
-impl<B: Backend> Run<'_, B> {
-    /// Writes the text that follows a prompt; the text, and why it ended.
-    pub fn write(&mut self, prompt: &[u32]) -> Result<(String, Option<StopReason>)> {
-        let Self { generator, sampler, limits, output, interrupted, .. } = self;
-        let mut stream = generator.stream(prompt, sampler, limits.clone(), Some(interrupted))?;
-        let mut text = String::new();
-        for piece in &mut stream {
-            let piece = piece?;
-            output.text(&piece)?;
-            text += &piece;
-        }
-        let reason = stream.reason();
-        output.end(reason, stream.stats(), self.weight_bytes)?;
-        Ok((text, reason))
-    }
-}
-
 /// Runs fasq-run.
 pub fn run(args: &RunArgs) -> Result<()> {
     super::set_threads(args.threads)?;
@@ -192,6 +164,7 @@ fn run_on<B: Backend>(args: &RunArgs, backend: B, source: &Source, name: &str) -
     let template = chats.then(|| ChatTemplate::new(assets, config, &tokenizer)).transpose()?;
     let tokens = args.tokens.or((!chats).then_some(TOKENS));
 
+    room::check(&backend, source, &Generator::<B>::options(context))?;
     let model = Model::load(backend, source)?;
     let output = Output::new(args.json, args.quiet);
     output.remark(&format!(
@@ -202,7 +175,7 @@ fn run_on<B: Backend>(args: &RunArgs, backend: B, source: &Source, name: &str) -
         model.backend().describe(),
         if args.device.is_auto() { " (auto)" } else { "" },
     ));
-    let mut run = Run {
+    let mut writer = Writer {
         generator: Generator::new(&model, &tokenizer, context)?,
         tokenizer: &tokenizer,
         sampler,
@@ -212,8 +185,8 @@ fn run_on<B: Backend>(args: &RunArgs, backend: B, source: &Source, name: &str) -
         weight_bytes: model.weight_bytes(),
     };
     match template {
-        Some(template) => chat(&mut run, &template, args.system.as_deref(), args.prompt.as_deref()),
-        None => complete(&mut run, args.prompt.clone(), at_terminal),
+        Some(template) => chat(&mut writer, &template, args.system.as_deref(), args.prompt.as_deref()),
+        None => complete(&mut writer, args.prompt.clone(), at_terminal),
     }
 }
 
@@ -229,18 +202,18 @@ fn context(asked: Option<usize>, trained: usize) -> Result<usize> {
 }
 
 /// Continues one prompt.
-fn complete<B: Backend>(run: &mut Run<'_, B>, prompt: Option<String>, at_terminal: bool) -> Result<()> {
+fn complete<B: Backend>(writer: &mut Writer<'_, B>, prompt: Option<String>, at_terminal: bool) -> Result<()> {
     let prompt = match prompt {
         Some(prompt) => prompt,
         None if at_terminal => {
-            run.output.remark(&format!("no prompt (-p TEXT): continuing {PROMPT:?}"));
+            writer.output.remark(&format!("no prompt (-p TEXT): continuing {PROMPT:?}"));
             PROMPT.into()
         }
         None => read_stdin()?,
     };
-    let ids = run.tokenizer.encode(&prompt, true)?;
-    run.output.prompt(&prompt)?;
-    match run.write(&ids)? {
+    let ids = writer.tokenizer.encode(&prompt, true)?;
+    writer.output.prompt(&prompt)?;
+    match writer.write(&ids)? {
         (_, Some(StopReason::Cancelled)) => Err(Error::Interrupted),
         _ => Ok(()),
     }

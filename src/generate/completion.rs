@@ -16,6 +16,8 @@ pub enum StopReason {
     Context,
     /// The user broke it off.
     Cancelled,
+    /// An error.
+    Failed,
 }
 
 impl StopReason {
@@ -27,6 +29,7 @@ impl StopReason {
             StopReason::Tokens => "token limit",
             StopReason::Context => "context full",
             StopReason::Cancelled => "interrupted",
+            StopReason::Failed => "error",
         }
     }
 }

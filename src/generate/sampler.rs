@@ -110,8 +110,35 @@ impl Sampler {
             return Err(Error::mismatch(format!("logit of token {token}"), "a finite number", logit));
         }
         self.candidates.clear();
-        self.candidates.extend((0..).zip(logits.iter().map(|&logit| logit as f64)));
+        self.candidates.extend((0..).zip(logits.iter().map(|&logit| number(logit))));
         self.penalize(text);
+        self.choose()
+    }
+
+    /// Of how many of the likeliest tokens it is enough to know the logits, whatever the text; none if all count.
+    pub fn decides_among(&self) -> Option<usize> {
+        let Sampling { repetition_penalty, temperature, top_k, .. } = self.sampling;
+        match top_k {
+            _ if repetition_penalty != 1.0 => None,
+            _ if temperature == 0.0 => Some(1),
+            0 => None,
+            k => Some(k),
+        }
+    }
+
+    /// [`Sampler::sample`], to the same token, from the [`Sampler::decides_among`] likeliest tokens with their logits,
+    /// as [`crate::backend::Backend::top_k`] orders them.
+    pub fn sample_top(&mut self, top: &[(u32, f32)]) -> Result<u32> {
+        if let Some((token, logit)) = top.iter().find(|(_, l)| l.is_nan() || *l == f32::INFINITY) {
+            return Err(Error::mismatch(format!("logit of token {token}"), "a finite number", logit));
+        }
+        self.candidates.clear();
+        self.candidates.extend(top.iter().map(|&(token, logit)| (token, number(logit))));
+        self.choose()
+    }
+
+    /// Filters the candidates, which still have their logits, and draws one.
+    fn choose(&mut self) -> Result<u32> {
         self.candidates.retain(|(_, logit)| *logit > f64::NEG_INFINITY);
         let likeliest =
             self.candidates.iter().copied().reduce(|best, next| if next.1 > best.1 { next } else { best });
@@ -121,10 +148,10 @@ impl Sampler {
         if self.sampling.temperature == 0.0 {
             return Ok(likeliest);
         }
+        self.keep_top_k();
         for (_, value) in &mut self.candidates {
             *value = libm::exp((*value - max) / self.sampling.temperature as f64);
         }
-        self.keep_top_k();
         self.keep_top_p();
         // The weight of the likeliest is exp(0) = 1.
         let least = self.sampling.min_p as f64;
@@ -147,14 +174,17 @@ impl Sampler {
         }
     }
 
-    /// Keeps the `top_k` of greatest weight; among equals, the lowest ids.
+    /// Keeps the `top_k` of greatest logit, in falling order; among equals, the lowest ids.
     fn keep_top_k(&mut self) {
         let k = self.sampling.top_k;
-        if k > 0 && k < self.candidates.len() {
+        if k == 0 {
+            return;
+        }
+        if k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(k - 1, heavier);
             self.candidates.truncate(k);
-            self.candidates.sort_unstable_by(heavier);
         }
+        self.candidates.sort_unstable_by(heavier);
     }
 
     /// Keeps the fewest of greatest weight that together reach `top_p` of the weight of all.
@@ -202,4 +232,9 @@ impl Sampler {
 /// Order by falling weight, then by rising id.
 fn heavier(a: &(u32, f64), b: &(u32, f64)) -> std::cmp::Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// A logit; the two zeros are one, as orders by value have them.
+fn number(logit: f32) -> f64 {
+    f64::from(logit) + 0.0
 }

@@ -21,8 +21,13 @@ pub struct Generator<'m, B: Backend> {
 impl<'m, B: Backend> Generator<'m, B> {
     /// With room for texts of `context` tokens, prompt included.
     pub fn new(model: &'m Model<B>, tokenizer: &'m Tokenizer, context: usize) -> Result<Self> {
-        let session = Session::new(model, SessionOptions { slots: 1, context, ..SessionOptions::default() })?;
+        let session = Session::new(model, Self::options(context))?;
         Ok(Self { session, tokenizer, held: Vec::new() })
+    }
+
+    /// The session's options for texts of `context` tokens.
+    pub fn options(context: usize) -> SessionOptions {
+        SessionOptions { slots: 1, context, ..SessionOptions::default() }
     }
 
     /// Tokens that a text may have.
@@ -65,19 +70,29 @@ impl<'m, B: Backend> Generator<'m, B> {
         })
     }
 
-    /// Reads the next batch of `text`, which begins with the tokens held; the logits after it.
-    async fn advance(&mut self, text: &[u32]) -> Result<Vec<f32>> {
+    /// Reads the next batch of `text`, which begins with the tokens held.
+    async fn advance(&mut self, text: &[u32]) -> Result<()> {
         let new = &text[self.held.len()..];
         let batch = &new[..new.len().min(self.session.options().max_rows)];
-        let logits = self.session.prefill(0, batch).await;
-        match logits {
-            Ok(_) => self.held.extend(batch),
+        let read = self.session.extend(0, batch).await;
+        match read {
+            Ok(()) => self.held.extend(batch),
             Err(_) => {
                 self.session.reset(0);
                 self.held.clear();
             }
         }
-        logits
+        read
+    }
+
+    /// A token to follow `text`, all of which is held: from the few likeliest where they decide, else from all logits.
+    async fn draw(&self, sampler: &mut Sampler, text: &[u32]) -> Result<u32> {
+        // Rows of the head beyond the tokenizer's last id are padding.
+        let tokens = self.tokenizer.len().min(self.session.model().config().vocab);
+        match sampler.decides_among() {
+            Some(k) => sampler.sample_top(&self.session.top_k(tokens, k).await?),
+            None => sampler.sample(&self.session.logits(1).await?[..tokens], text),
+        }
     }
 }
 
@@ -116,6 +131,11 @@ impl<B: Backend> TokenStream<'_, '_, B> {
         self.completion.reason()
     }
 
+    /// Ends the text after an error; what was held back until then.
+    pub fn fail(&mut self) -> String {
+        self.completion.end(StopReason::Failed).unwrap_or_default()
+    }
+
     /// Counts and times so far.
     pub fn stats(&self) -> Stats {
         self.stats
@@ -131,7 +151,7 @@ impl<B: Backend> TokenStream<'_, '_, B> {
         }
         let clock = *self.clock.get_or_insert_with(Instant::now);
         let held = self.generator.held.len();
-        let logits = self.generator.advance(&self.text).await?;
+        self.generator.advance(&self.text).await?;
         let read = self.generator.held.len() - held;
         let unread = self.text.len() - self.generator.held.len();
         if self.stats.generated_tokens == 0 {
@@ -142,9 +162,7 @@ impl<B: Backend> TokenStream<'_, '_, B> {
             }
             self.clock = Some(Instant::now());
         }
-        // Rows of the head beyond the tokenizer's last id are padding.
-        let tokens = self.generator.tokenizer.len().min(logits.len());
-        let token = self.sampler.sample(&logits[..tokens], &self.text)?;
+        let token = self.generator.draw(self.sampler, &self.text).await?;
         self.text.push(token);
         self.stats.generated_tokens += 1;
         if self.stats.generated_tokens > 1 {

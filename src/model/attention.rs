@@ -48,10 +48,6 @@ impl<B: Backend> Attention<B> {
         [self.qkv.cols(), self.out.cols()]
     }
 
-    pub fn widest(&self) -> usize {
-        self.qkv.outs()
-    }
-
     /// `x += attention(norm(x))`.
     pub fn forward(&self, pass: &mut Pass<'_, B>, norm: &B::Buffer, state: &mut LayerState<B>) -> Result<()> {
         let LayerState::Attention { k, v } = state else { return Ok(()) };

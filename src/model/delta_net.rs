@@ -57,10 +57,6 @@ impl<B: Backend> DeltaNet<B> {
         [self.proj.cols(), self.out.cols()]
     }
 
-    pub fn widest(&self) -> usize {
-        self.proj.outs()
-    }
-
     /// `x += delta_net(norm(x))`.
     pub fn forward(&self, pass: &mut Pass<'_, B>, norm: &B::Buffer, state: &mut LayerState<B>) -> Result<()> {
         let LayerState::DeltaNet { conv, recurrent } = state else { return Ok(()) };

@@ -8,6 +8,7 @@ use super::delta_net::DeltaNet;
 use super::linear::{Linear, LinearIo, word};
 use super::load::{Model, Tensors};
 use super::mlp::Mlp;
+use super::room;
 use super::state::{Batch, LayerState, Scratch, Segment, SessionOptions};
 use crate::backend::{Backend, Key};
 use crate::config::{Mixer, ModelConfig};
@@ -44,15 +45,6 @@ impl<B: Backend> Layer<B> {
             mlp_norm: tensors.buffer(&names.layer(i, "post_attention_layernorm.weight"), &dim)?,
             mlp: Mlp::load(tensors, config, names, i)?,
         })
-    }
-
-    /// Columns of the widest output of a first linear.
-    pub(super) fn widest(&self) -> usize {
-        let mixer = match &self.mixer {
-            MixerWeights::Attention(attention) => attention.widest(),
-            MixerWeights::DeltaNet(net) => net.widest(),
-        };
-        mixer.max(self.mlp.widest())
     }
 
     /// Columns of what each [`Linear`] reads.
@@ -175,6 +167,7 @@ impl<'m, B: Backend> Session<'m, B> {
             word(what, n)?;
         }
         let config = &model.config;
+        model.backend.check_room(room::session(&model.backend, config, &options)?)?;
         let state = config
             .layers
             .iter()
@@ -231,9 +224,19 @@ impl<'m, B: Backend> Session<'m, B> {
         self.logits(wanted).await
     }
 
-    /// Appends tokens to a slot, in batches of `max_rows`, and returns the logits `[vocab]` after the last one.
+    /// [`Session::extend`] by at least one token; the logits `[vocab]` after the last one.
     pub async fn prefill(&mut self, slot: usize, tokens: &[u32]) -> Result<Vec<f32>> {
-        let mut logits = Vec::new();
+        self.extend(slot, tokens).await?;
+        self.logits(1).await
+    }
+
+    /// The `k` likeliest of the first `among` tokens after the last row, with their logits; see [`Backend::top_k`].
+    pub async fn top_k(&self, among: usize, k: usize) -> Result<Vec<(u32, f32)>> {
+        self.model.backend.top_k(&self.scratch.logits, among.min(self.model.config.vocab), k).await
+    }
+
+    /// Appends tokens to a slot, in batches of `max_rows`. The logits after the last one stay on the device.
+    pub async fn extend(&mut self, slot: usize, tokens: &[u32]) -> Result<()> {
         let mut left = tokens;
         while !left.is_empty() {
             let (now, rest) = left.split_at(left.len().min(self.options.max_rows));
@@ -241,10 +244,10 @@ impl<'m, B: Backend> Session<'m, B> {
             if let (Some(row), false) = (batch.rows.last_mut(), rest.is_empty()) {
                 row.want_logits = false;
             }
-            logits = self.forward(&batch).await?;
+            self.run(&batch, None).await?;
             left = rest;
         }
-        Ok(logits)
+        Ok(())
     }
 
     /// Runs the batch; how many rows of logits there are now.
@@ -306,7 +309,7 @@ impl<'m, B: Backend> Session<'m, B> {
     }
 
     /// The first `rows` rows of logits.
-    async fn logits(&self, rows: usize) -> Result<Vec<f32>> {
+    pub(crate) async fn logits(&self, rows: usize) -> Result<Vec<f32>> {
         let words = rows * self.model.config.vocab;
         Ok(bytemuck::cast_vec(self.model.backend.read(&self.scratch.logits, 0, words).await?))
     }

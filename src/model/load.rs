@@ -7,6 +7,7 @@ use std::path::Path;
 use super::arch::{self, Names, Role, arch, may_skip};
 use super::forward::Layer;
 use super::linear::Embedding;
+use super::room;
 use crate::backend::{Backend, WeightData};
 use crate::baseline::{self, Rtn};
 use crate::checkpoint::{Assets, Checkpoint};
@@ -99,7 +100,7 @@ impl Source {
         }
     }
 
-    fn weight(&self, name: &str) -> Result<WeightData<'_>> {
+    pub(super) fn weight(&self, name: &str) -> Result<WeightData<'_>> {
         match self {
             Source::Checkpoint(checkpoint) => checkpoint.tensor(name)?.weight(name),
             Source::File(file) => file.weight(name),
@@ -141,10 +142,7 @@ impl<'a, B: Backend> Tensors<'a, B> {
         let weight = self.source.weight(name)?;
         let (rows, cols) = weight.shape();
         check_shape(name, &shape, &[rows, cols])?;
-        self.bytes += match &weight {
-            WeightData::Dense { bytes, .. } => bytes.len() as u64,
-            WeightData::Pq(matrix) => matrix.bytes() as u64,
-        };
+        self.bytes += weight.bytes();
         Ok(weight)
     }
 
@@ -209,7 +207,7 @@ pub struct Model<B: Backend> {
 impl<B: Backend> Model<B> {
     /// Loads every weight of `source` onto the backend.
     pub fn load(backend: B, source: &Source) -> Result<Self> {
-        backend.check_room(source.bytes())?;
+        backend.check_room(room::weights(&backend, source)?)?;
         let config = source.config().clone();
         let mut tensors = Tensors::new(source, &backend);
         let present = tensors.present.clone();

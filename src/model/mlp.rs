@@ -38,10 +38,6 @@ impl<B: Backend> Mlp<B> {
         [self.gate_up.cols(), self.down.cols()]
     }
 
-    pub fn widest(&self) -> usize {
-        self.gate_up.outs()
-    }
-
     /// `x += mlp(norm(x))`.
     pub fn forward(&self, pass: &mut Pass<'_, B>, norm: &B::Buffer) -> Result<()> {
         pass.normed_linear(norm, &self.gate_up)?;

@@ -13,6 +13,7 @@ mod load;
 mod mlp;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod random;
+pub mod room;
 mod state;
 
 pub use forward::{Session, Tap};

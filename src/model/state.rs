@@ -1,5 +1,6 @@
 //! What a session keeps: rows of a batch, the state of each sequence, and scratch that is allocated once.
 
+use super::arch::arch;
 use super::linear::word;
 use super::load::Model;
 use crate::backend::Backend;
@@ -74,17 +75,22 @@ pub(super) enum LayerState<B: Backend> {
 
 impl<B: Backend> LayerState<B> {
     pub fn new(backend: &B, config: &ModelConfig, mixer: Mixer, options: &SessionOptions) -> Result<Self> {
-        let alloc = |sizes: &[usize]| backend.alloc(product("the state of a session", sizes)?);
+        let [a, b] = Self::sizes(config, mixer, options)?;
+        Ok(match mixer {
+            Mixer::DeltaNet => Self::DeltaNet { conv: backend.alloc(a)?, recurrent: backend.alloc(b)? },
+            Mixer::Attention => Self::Attention { k: backend.alloc_cache(a)?, v: backend.alloc_cache(b)? },
+        })
+    }
+
+    /// Elements of the two buffers.
+    pub fn sizes(config: &ModelConfig, mixer: Mixer, options: &SessionOptions) -> Result<[usize; 2]> {
+        let size = |sizes: &[usize]| product("the state of a session", sizes);
         match (mixer, config.delta_net) {
-            (Mixer::DeltaNet, Some(net)) => Ok(Self::DeltaNet {
-                conv: alloc(&[options.slots, net.channels(), net.conv_kernel - 1])?,
-                recurrent: alloc(&[options.slots, net.value_heads, net.key_dim, net.value_dim])?,
-            }),
-            _ => {
-                let sizes = [options.slots, config.kv_heads, options.context, config.head_dim];
-                let cache = || backend.alloc_cache(product("the state of a session", &sizes)?);
-                Ok(Self::Attention { k: cache()?, v: cache()? })
-            }
+            (Mixer::DeltaNet, Some(net)) => Ok([
+                size(&[options.slots, net.channels(), net.conv_kernel - 1])?,
+                size(&[options.slots, net.value_heads, net.key_dim, net.value_dim])?,
+            ]),
+            _ => Ok([size(&[options.slots, config.kv_heads, options.context, config.head_dim])?; 2]),
         }
     }
 }
@@ -122,30 +128,48 @@ pub(super) struct Scratch<B: Backend> {
 
 impl<B: Backend> Scratch<B> {
     pub fn new(model: &Model<B>, options: &SessionOptions) -> Result<Self> {
-        let (backend, config) = (&model.backend, &model.config);
-        let rows = options.max_rows;
-        let alloc = |dim: usize| backend.alloc(product("the activations of a session", &[rows, dim])?);
-        let wide = model.layers.iter().map(|layer| layer.widest()).max().unwrap_or(0);
+        let mut sizes = Self::sizes(&model.config, options)?.into_iter();
+        let mut next = || model.backend.alloc(sizes.next().unwrap_or(0));
+        Ok(Self {
+            tokens: next()?,
+            places: next()?,
+            segments: next()?,
+            wanted: next()?,
+            x: next()?,
+            normed: next()?,
+            rotated: next()?,
+            wide: next()?,
+            inner: next()?,
+            conv: next()?,
+            delta: next()?,
+            last: next()?,
+            logits: next()?,
+            logit_rows: logit_rows(options),
+        })
+    }
+
+    /// Words of the buffers, in their order.
+    pub fn sizes(config: &ModelConfig, options: &SessionOptions) -> Result<[usize; 13]> {
+        let rows = |dim: usize| product("the activations of a session", &[options.max_rows, dim]);
         let net = config.delta_net;
         let values = net.map_or(0, |net| net.values());
         let inner = config.intermediate.max(config.heads * config.head_dim).max(values);
-        let logit_rows = options.slots.min(rows);
-        Ok(Self {
-            tokens: alloc(1)?,
-            places: alloc(2)?,
-            segments: backend.alloc(options.slots * 4)?,
-            wanted: alloc(1)?,
-            x: alloc(config.hidden)?,
-            normed: alloc(config.hidden)?,
-            rotated: alloc(inner.max(config.hidden))?,
-            wide: alloc(wide)?,
-            inner: alloc(inner)?,
-            conv: alloc(net.map_or(0, |net| net.channels()))?,
-            delta: alloc(values)?,
-            last: backend.alloc(logit_rows * config.hidden)?,
-            logits: backend.alloc(product("the logits of a session", &[logit_rows, config.vocab])?)?,
-            logit_rows,
-        })
+        let logit_rows = logit_rows(options);
+        Ok([
+            rows(1)?,
+            rows(2)?,
+            options.slots * 4,
+            rows(1)?,
+            rows(config.hidden)?,
+            rows(config.hidden)?,
+            rows(inner.max(config.hidden))?,
+            rows(widest(config))?,
+            rows(inner)?,
+            rows(net.map_or(0, |net| net.channels()))?,
+            rows(values)?,
+            logit_rows * config.hidden,
+            product("the logits of a session", &[logit_rows, config.vocab])?,
+        ])
     }
 
     /// Makes room for the logits of `rows` rows; whether that took other buffers.
@@ -159,6 +183,22 @@ impl<B: Backend> Scratch<B> {
         }
         Ok(grows)
     }
+}
+
+/// Rows of logits that there is room for at first.
+fn logit_rows(options: &SessionOptions) -> usize {
+    options.slots.min(options.max_rows)
+}
+
+/// Columns of the widest output of a block's first linear layers.
+fn widest(config: &ModelConfig) -> usize {
+    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let mixer = |mixer: &Mixer| match (mixer, config.delta_net) {
+        (Mixer::DeltaNet, Some(net)) => net.channels() + net.values() + 2 * net.value_heads,
+        _ if arch(config.family).gated_attention => 2 * q + 2 * kv,
+        _ => q + 2 * kv,
+    };
+    config.layers.iter().map(mixer).max().unwrap_or(0).max(2 * config.intermediate)
 }
 
 /// The product of sizes, which must stay below 2^32 words: kernels index with 32 bits.

@@ -21,7 +21,9 @@ mod quantize;
 mod rms_norm;
 mod rope_cache;
 mod rotate;
+mod soak;
 mod swiglu;
+mod top_k;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
@@ -50,6 +52,10 @@ conformance!(
 conformance!(cuda_decode, cuda(fasq::backend::cuda::Precision::Single), [decode], harness::EXACT);
 #[cfg(feature = "cuda")]
 conformance!(cuda_decode_half, cuda(fasq::backend::cuda::Precision::Half), [decode], harness::HALF);
+
+conformance!(cpu_soak, Some(fasq::backend::cpu::Cpu), [soak], harness::EXACT);
+#[cfg(feature = "cuda")]
+conformance!(cuda_soak, cuda(fasq::backend::cuda::Precision::Single), [soak], harness::EXACT);
 
 #[cfg(feature = "cuda")]
 conformance!(cuda_quantize, cuda(fasq::backend::cuda::Precision::Half), [quantize], harness::EXACT);

@@ -23,6 +23,7 @@ pub fn units(limit: usize) -> Vec<Checked> {
         "rotate",
         "stream_read",
         "swiglu",
+        "top_k",
     ] {
         all.push((plain(file), 0));
     }

@@ -105,6 +105,7 @@ sources!(
     "step",
     "stream_read",
     "swiglu",
+    "top_k",
 );
 
 /// Rows of a tile of product-quantized codes, and codes of one of its rows.
@@ -116,6 +117,8 @@ fn table_limit(limit: usize) -> usize {
 }
 /// Threads of a block of the attention kernel for few rows.
 pub const ATTENTION_THREADS: u32 = 512;
+/// Values that top_k finds at most.
+pub const TOP_K: usize = 1024;
 /// Rows of a piece of the causal convolution.
 pub const CONV_PIECE: u32 = 64;
 

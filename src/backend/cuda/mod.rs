@@ -121,6 +121,13 @@ impl Cuda {
         }
     }
 
+    fn cache_words(&self, elements: usize) -> usize {
+        match self.cache() {
+            Cache::F16 => elements.div_ceil(2),
+            Cache::F32 => elements,
+        }
+    }
+
     fn plain(&self, file: &'static str) -> Result<Rc<Function>> {
         self.device.function(kernels::plain(file), file)
     }
@@ -154,15 +161,24 @@ impl Backend for Cuda {
         self.device.check_room(bytes)
     }
 
+    fn free_memory(&self) -> Option<u64> {
+        self.device.memory().ok().map(|(free, _)| free as u64)
+    }
+
+    fn weight_bytes(&self, data: &WeightData<'_>) -> u64 {
+        weight::bytes(data)
+    }
+
+    fn cache_bytes(&self, elements: usize) -> u64 {
+        4 * self.cache_words(elements) as u64
+    }
+
     fn alloc(&self, words: usize) -> Result<Buffer> {
         self.device.alloc(words, true).map(Buffer)
     }
 
     fn alloc_cache(&self, elements: usize) -> Result<Buffer> {
-        self.alloc(match self.cache() {
-            Cache::F16 => elements.div_ceil(2),
-            Cache::F32 => elements,
-        })
+        self.alloc(self.cache_words(elements))
     }
 
     async fn argmax(&self, x: &Buffer, rows: usize, dim: usize) -> Result<Vec<u32>> {
@@ -186,6 +202,25 @@ impl Backend for Cuda {
         );
         self.graphs.once(&self.device, &c)?;
         self.device.read(&found, 0, rows)
+    }
+
+    async fn top_k(&self, x: &Buffer, dim: usize, k: usize) -> Result<Vec<(u32, f32)>> {
+        if k == 0 || k > kernels::TOP_K || k > dim {
+            return Ok(ops::top_k(bytemuck::cast_slice(&self.device.read(&x.0, 0, dim)?), k));
+        }
+        let found = self.device.scratch(Scratch::Found, 2 * k)?;
+        let mut c = Commands::default();
+        c.launch(
+            Launch::new(self.plain("top_k")?, [1, 1, 1], 1024, 0)
+                .memory(&x.0)
+                .memory(&found)
+                .word(dim as u32)
+                .word(k as u32),
+        );
+        self.graphs.once(&self.device, &c)?;
+        let words = self.device.read(&found, 0, 2 * k)?;
+        let (places, values) = words.split_at(k);
+        Ok(places.iter().zip(values).map(|(place, value)| (*place, f32::from_bits(*value))).collect())
     }
 
     fn write(&self, buffer: &mut Buffer, words: &[u32]) -> Result<()> {

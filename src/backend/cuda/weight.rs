@@ -87,6 +87,18 @@ impl Weight {
     }
 }
 
+/// Bytes that a matrix takes on the device, without a universal codebook.
+pub fn bytes(data: &WeightData<'_>) -> u64 {
+    match data {
+        WeightData::Dense { bytes, .. } => bytes.len() as u64,
+        WeightData::Pq(PqMatrix { spec, rows, cols, codebooks, scales, .. }) => {
+            let tiles = rows.div_ceil(TILE_ROWS) * spec.subspaces(*cols).div_ceil(TILE_CODES);
+            let own = if spec.scope == Scope::Universal { 0 } else { codebooks.len() / spec.d };
+            (tiles * spec.code_bits() * 128 + own * kernels::entry_halves(spec) * 2 + scales.len() * 2) as u64
+        }
+    }
+}
+
 /// Whether two blocks can be one matrix: the same element type, or the same spec with one codebook for both.
 fn together(a: &WeightData<'_>, b: &WeightData<'_>) -> bool {
     match (a, b) {

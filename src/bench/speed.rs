@@ -25,6 +25,24 @@ pub struct Plan {
     pub max_rows: usize,
 }
 
+impl Plan {
+    /// The session for prompts of this length and so many sequences.
+    fn session(&self, prompt: usize, batch: usize) -> SessionOptions {
+        SessionOptions {
+            slots: batch,
+            context: prompt + self.tokens + 1,
+            max_rows: self.max_rows.min(prompt).max(batch),
+        }
+    }
+
+    /// The largest of its sessions.
+    pub fn largest(&self) -> SessionOptions {
+        let [prompt, batch] =
+            [&self.prompts, &self.batches].map(|all| all.iter().copied().max().unwrap_or(1));
+        self.session(prompt, batch)
+    }
+}
+
 /// What was measured.
 #[derive(Clone, Debug)]
 pub struct Measured {
@@ -60,11 +78,7 @@ pub async fn measure<B: Backend>(model: &Model<B>, plan: &Plan) -> Result<Vec<Me
     let mut all = Vec::new();
     for batch in &plan.batches {
         for prompt in &plan.prompts {
-            let options = SessionOptions {
-                slots: *batch,
-                context: prompt + plan.tokens + 1,
-                max_rows: plan.max_rows.min(*prompt).max(*batch),
-            };
+            let options = plan.session(*prompt, *batch);
             let mut session = Session::new(model, options)?;
             let (mut prefill, mut decode) = (Vec::new(), Vec::new());
             let count = || model.backend().dispatches();

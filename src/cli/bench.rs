@@ -10,7 +10,7 @@ use crate::bench::quantize::quantize;
 use crate::bench::{kernels, operations, shapes, speed};
 use crate::config::ModelConfig;
 use crate::model::random::{Random, Storage};
-use crate::model::{Model, Source};
+use crate::model::{Model, Source, room};
 use crate::pq::PqSpec;
 use crate::{Error, Result, with_backend};
 
@@ -211,10 +211,15 @@ async fn measure<B: Backend + Clone>(
 ) -> Result<Vec<speed::Measured>> {
     let config = shapes::config(&args.shape).ok_or_else(|| Error::invalid("shape", &args.shape))?;
     let source = Source::Random(Random::new(config, storage)?);
+    let largest = plan.largest();
+    room::check(backend, &source, &largest)?;
+    let planned = room::weights(backend, &source)? + room::session(backend, source.config(), &largest)?;
+    let free = backend.free_memory();
     let model = Model::load(backend.clone(), &source)?;
     drop(source);
     let bytes = model.weight_bytes() as f64;
     let all = speed::measure(&model, plan).await?;
+    let taken = free.zip(backend.free_memory()).map(|(before, after)| before.saturating_sub(after));
     let mut table =
         table(&["test", "tok/s", "+-", "ms/step", "kernels", "GB/step", "GB/s", "% peak", "% read", "ratio"]);
     for (i, measured) in all.iter().enumerate() {
@@ -244,7 +249,9 @@ async fn measure<B: Backend + Clone>(
             }),
         ]);
     }
-    print(&format!("{}\n{table}", name(storage)))?;
+    let memory = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
+    let taken = taken.map_or(String::new(), |taken| format!(", {} taken", memory(taken)));
+    print(&format!("{}: {} of memory planned{taken}\n{table}", name(storage), memory(planned)))?;
     Ok(all)
 }
 

@@ -1,7 +1,8 @@
 //! A model block by block: for work that looks at all of a text at one layer before it goes to the next.
 
 use super::arch::Input;
-use super::forward::{Pass, Session};
+use super::forward::Pass;
+use super::session::Session;
 use super::state::{Batch, Scratch};
 use crate::backend::Backend;
 use crate::ops::{self, EmbedParams, GatherRowsParams, RmsNormParams};

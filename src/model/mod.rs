@@ -14,8 +14,9 @@ mod mlp;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod random;
 pub mod room;
+mod session;
 mod state;
 
-pub use forward::{Session, Tap};
 pub use load::{Model, Source};
+pub use session::{Session, Tap};
 pub use state::{Batch, Row, SessionOptions};

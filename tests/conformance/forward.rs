@@ -17,7 +17,7 @@ const HIDDEN: Tolerance = Tolerance { abs: 5e-4, rel: 1e-4 };
 
 /// The fixtures of this project, and, where it lies beside it, the larger shared set.
 pub fn fixtures() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = crate::root();
     let sets = [root.join("tests/fixtures"), root.join("../shared/fixtures")];
     let folders = sets
         .iter()

@@ -146,8 +146,9 @@ impl Device {
         2.0 * clock * 1e3 * bus / 8.0
     }
 
-    /// Free and total memory in bytes.
+    /// Free and total memory in bytes, once what was enqueued is done: memory is freed in stream order.
     pub fn memory(&self) -> Result<(usize, usize)> {
+        self.synchronize()?;
         self.context.mem_get_info().map_err(driver)
     }
 

@@ -1,11 +1,11 @@
 #!/bin/sh
 # Everything that needs an NVIDIA GPU, on a machine that has one and this folder's repository, and need not have cargo:
-#   sh tests/gpu/run.sh FOLDER [conformance|soak|sanitizer|bench]...     (all of them unless told otherwise)
+#   sh tests/gpu/run.sh FOLDER [conformance|soak|memcheck|racecheck|bench]...     (all unless told otherwise)
 # FOLDER holds release binaries built elsewhere, `fasq-bench` and `conformance`:
 #   cargo build --release --bin fasq-bench && cp target/release/fasq-bench FOLDER
 #   cargo test --release --test conformance --no-run && cp target/release/deps/conformance-HASH FOLDER/conformance
-# The sanitizer is compute-sanitizer of the CUDA toolkit; it slows kernels down a hundredfold, so it gets the cases of
-# every kind of kernel that are small.
+# memcheck and racecheck are those of compute-sanitizer, of the CUDA toolkit. They slow kernels down a hundredfold, so
+# they get the cases of every kind of kernel that are small.
 set -u
 folder=$1
 shift
@@ -27,11 +27,9 @@ soak() {
 }
 
 sanitizer() {
-    for tool in memcheck racecheck; do
-        step compute-sanitizer --tool "$tool" --error-exitcode 1 "$folder/conformance" --test-threads=1 \
-            cuda::causal_conv cuda::delta_rule cuda::embed cuda::gated_norm cuda::gather_rows cuda::rms_norm \
-            cuda::rope_cache cuda::rotate cuda::swiglu cuda::attention cuda::top_k cuda_decode::decode
-    done
+    step compute-sanitizer --tool "$1" --error-exitcode 1 "$folder/conformance" --test-threads=1 \
+        cuda::attention cuda::causal_conv cuda::delta_rule cuda::embed cuda::gated_norm cuda::gather_rows \
+        cuda::rms_norm cuda::rope_cache cuda::rotate cuda::swiglu cuda::top_k cuda_decode::decode cuda_quantize
 }
 
 bench() {
@@ -48,9 +46,10 @@ bench() {
 
 for part in "${@:-all}"; do
     case $part in
-    all) conformance; soak; sanitizer; bench ;;
-    conformance | soak | sanitizer | bench) "$part" ;;
-    *) echo "run.sh: no part $part: conformance, soak, sanitizer or bench"; exit 2 ;;
+    all) conformance; soak; sanitizer memcheck; sanitizer racecheck; bench ;;
+    conformance | soak | bench) "$part" ;;
+    memcheck | racecheck) sanitizer "$part" ;;
+    *) echo "run.sh: no part $part: conformance, soak, memcheck, racecheck or bench"; exit 2 ;;
     esac
 done
 exit $failed

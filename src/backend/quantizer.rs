@@ -22,7 +22,7 @@ pub trait Quantizer {
     /// Weights that it best gets at a time where rows do not depend on each other.
     fn block(&self) -> usize;
 
-    /// What [`crate::pq::quantize`] does: to the same bytes without a carry, and with one to an error that differs by
+    /// What [`crate::pq::quantize()`] does: to the same bytes without a carry, and with one to an error that differs by
     /// 0.1 % at most, since what is carried is summed in another order.
     fn quantize(&self, rows: &Rows<'_>, spec: PqSpec, carry: Option<&Carry>) -> Result<Quantized>;
 }

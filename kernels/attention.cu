@@ -316,15 +316,16 @@ attention_split(const f32* qkv, const Cache* k_cache, const Cache* v_cache, cons
 constexpr int UNIT = 512, UNIT_HEADS = (UNIT - 1) / HEAD_DIM + 2;
 
 KERNEL attention_combine(const f32* qkv, const f32* partial, const f32* sums, const u32* rows, f32* y,
-                         AttentionParams params) {
+                         AttentionParams params, Packed packed = {}) {
     __shared__ __align__(16) f32 stage[UNIT / 8 * 9];
     __shared__ f32 weights[UNIT_HEADS][SPLITS];
     release_next();
     wait_inputs();
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, r = blockIdx.y;
-    const u32 count = rows[r * 2 + 1] + 1, each = stretch(count), used = (count + each - 1) / each;
     const u32 size = params.heads * HEAD_DIM, unit = params.rotate ? params.rotate : UNIT;
     const u32 first = blockIdx.x * unit, end = min(first + unit, size);
+    if (r >= params.rows) return packed.store_all(r, first, end - first, [](u32) { return 0.f; });
+    const u32 count = rows[r * 2 + 1] + 1, each = stretch(count), used = (count + each - 1) / each;
     const u32 head0 = first / HEAD_DIM, heads = (end - 1) / HEAD_DIM - head0 + 1;
     for (u32 h = warp; h < heads; h += blockDim.x >> 5) {
         const f32* at = sums + ((u64)r * params.heads + head0 + h) * SPLITS * 2;
@@ -350,12 +351,16 @@ KERNEL attention_combine(const f32* qkv, const f32* partial, const f32* sums, co
             }
         }
         if (params.gated) v *= sigmoid(qkv[(u64)r * params.stride + h * params.q_stride + HEAD_DIM + e]);
-        if (params.rotate) stage[padded(i - first)] = v;
-        else out[i] = v;
+        stage[padded(i - first)] = v;
+        if (!params.rotate) out[i] = v;
     }
-    if (!params.rotate) return;
-    rotate_shared<false>(stage, first, end - first, params.rotate);
-    for (u32 i = first + threadIdx.x; i < end; i += blockDim.x) out[i] = stage[padded(i - first)];
+    if (params.rotate) {
+        rotate_shared<false>(stage, first, end - first, params.rotate);
+        for (u32 i = first + threadIdx.x; i < end; i += blockDim.x) out[i] = stage[padded(i - first)];
+    } else {
+        __syncthreads();
+    }
+    if (packed.at) packed.store_all(r, first, end - first, [&](u32 i) { return stage[padded(i)]; });
 }
 
 #if !defined(STEP) && defined(CACHE_F16) && HEAD_DIM % 16 == 0 && HEAD_DIM <= 256

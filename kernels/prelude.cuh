@@ -254,3 +254,36 @@ __device__ __forceinline__ void prefetch_next(const char* next, const MatvecAhea
     const char* from = next + (u64)first * ahead.tile_bytes;
     for (u32 i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) prefetch_l2(from + i);
 }
+
+// Where a kernel leaves its output rows in the order of pq_matmul_tiles as well (see pack_rows.cu), for codes of
+// 1 << log_d inputs that fill their tiles; null: nowhere. It is then launched for as many rows as there are columns for.
+struct Packed {
+    uint4* at;
+    u32 groups, split, log_d;
+
+    // Inputs first .. first + 7 of a row.
+    __device__ __forceinline__ void store(u32 row, u32 first, const f32 (&v)[8]) const {
+        const u32 tile = first >> (6 + log_d), t = first >> (4 + log_d) & 3, piece = (first >> 3) & ((2 << log_d) - 1);
+        const u32 column = split ? 2 * row : row;
+        uint4* to = at + ((((tile * groups + column / 8) << (1 + log_d)) + piece) * 32 + column % 8 * 4 + t);
+        u32 high[4], low[4];
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            high[i] = pack_f16(v[2 * i], v[2 * i + 1]);
+            low[i] = pack_f16(v[2 * i] - low_f16(high[i]), v[2 * i + 1] - high_f16(high[i]));
+        }
+        to[0] = make_uint4(high[0], high[1], high[2], high[3]);
+        if (split) to[4] = make_uint4(low[0], low[1], low[2], low[3]);
+    }
+
+    // A thread block stores `count` inputs of a row from `first` on, multiples of 8; value(i) is input first + i.
+    template <class Value>
+    __device__ __forceinline__ void store_all(u32 row, u32 first, u32 count, Value value) const {
+        for (u32 i = threadIdx.x * 8; i < count; i += blockDim.x * 8) {
+            f32 v[8];
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) v[k] = value(i + k);
+            store(row, first + i, v);
+        }
+    }
+};

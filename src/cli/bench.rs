@@ -6,6 +6,11 @@ use comfy_table::{CellAlignment, Table, presets};
 use super::DeviceArgs;
 use super::output::STDOUT;
 use crate::backend::{Backend, Bandwidth, Quantizer};
+#[cfg(feature = "cuda")]
+use crate::backend::{
+    Choice,
+    cuda::{Cuda, Way},
+};
 use crate::bench::quantize::quantize;
 use crate::bench::{kernels, operations, shapes, speed};
 use crate::config::ModelConfig;
@@ -86,6 +91,10 @@ enum Command {
         /// Rows of x
         #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1")]
         rows: Vec<usize>,
+        /// How CUDA multiplies several rows [default: the fastest]
+        #[cfg(feature = "cuda")]
+        #[arg(long, value_name = "NAME", value_parser = way)]
+        way: Option<Way>,
     },
     /// Time quantizing all matrices of a random model, from f16 in host memory to codes in host memory
     Quantize {
@@ -138,7 +147,15 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let choice = args.common.device.choose()?;
     match &args.command {
         None => with_backend!(choice, |backend| pollster::block_on(model(backend, args))),
-        Some(Command::Kernels { specs, shapes, rows }) => {
+        #[cfg(feature = "cuda")]
+        Some(Command::Kernels { specs, shapes, rows, way: Some(way) }) => {
+            let Choice::Cuda(index) = choice else {
+                return Err(Error::invalid("--way", "only --backend cuda has ways to choose from"));
+            };
+            let cuda = Cuda::open(index)?.with_way(*way);
+            pollster::block_on(single(&cuda, specs, shapes, rows, args.common.repeat))
+        }
+        Some(Command::Kernels { specs, shapes, rows, .. }) => {
             with_backend!(choice, |backend| pollster::block_on(single(
                 &backend,
                 specs,
@@ -165,6 +182,12 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             )))
         }
     }
+}
+
+#[cfg(feature = "cuda")]
+fn way(name: &str) -> std::result::Result<Way, String> {
+    let names = || Way::ALL.map(Way::name).join(", ");
+    Way::parse(name).ok_or_else(|| format!("one of {} was expected", names()))
 }
 
 async fn model<B: Backend + Clone>(backend: B, args: &BenchArgs) -> Result<()> {

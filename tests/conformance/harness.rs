@@ -17,6 +17,10 @@ pub const ELEMENTWISE: Tolerance = Tolerance { abs: 2e-5, rel: 2e-5 };
 /// Sums of up to some thousand products of order 1 in f32, in any order.
 pub const SUMS: Tolerance = Tolerance { abs: 2e-4, rel: 1e-4 };
 
+/// Sums of up to some thousand products of order 1 whose one factor is rounded to f16 (2^-11, so 3e-4 of each), the other
+/// a decoded weight that may be.
+pub const INPUTS_F16: Tolerance = Tolerance { abs: 2e-2, rel: 1e-3 };
+
 /// Inputs and the cache rounded to f16 (2^-12), through all layers of a small random model, which amplifies it: the
 /// worst of 67,600 logits of such a model is off by 0.287; one wrong formula moves some logit by 0.85 or more.
 pub const HALF: Tolerance = Tolerance { abs: 0.3, rel: 0.02 };

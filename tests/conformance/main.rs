@@ -17,6 +17,8 @@ mod linear;
 mod pq_matmul;
 mod pq_matvec;
 #[cfg(feature = "cuda")]
+mod pq_ways;
+#[cfg(feature = "cuda")]
 mod quantize;
 mod rms_norm;
 mod rope_cache;
@@ -27,6 +29,9 @@ mod top_k;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
+#[cfg(feature = "cuda")]
+use fasq::backend::cuda::{Precision, Way};
+
 conformance!(cpu, Some(fasq::backend::cpu::Cpu));
 
 #[cfg(feature = "wgpu")]
@@ -36,33 +41,44 @@ conformance!(wgpu_full, crate::wgpu::full());
 conformance!(wgpu_plain, crate::wgpu::plain());
 
 #[cfg(feature = "cuda")]
-conformance!(cuda, cuda(fasq::backend::cuda::Precision::Single));
+conformance!(cuda, cuda(Precision::Single));
 
 // What users run: many rows go through the tensor cores in f16 or bf16.
 #[cfg(feature = "cuda")]
-conformance!(
-    cuda_half,
-    cuda(fasq::backend::cuda::Precision::Half),
-    [dense_matmul, forward, pq_matmul, pq_matvec],
-    harness::HALF
-);
+conformance!(cuda_half, cuda(Precision::Half), [dense_matmul, forward, pq_matmul, pq_matvec], harness::HALF);
+
+// Each way to multiply several rows, in f32 and with inputs rounded to f16.
+#[cfg(feature = "cuda")]
+conformance!(cuda_tiles, by(Way::Tiles, Precision::Single), [pq_ways], harness::EXACT);
+#[cfg(feature = "cuda")]
+conformance!(cuda_tables, by(Way::Tables, Precision::Single), [pq_ways], harness::EXACT);
+#[cfg(feature = "cuda")]
+conformance!(cuda_tiles_half, by(Way::Tiles, Precision::Half), [pq_ways], harness::INPUTS_F16);
+#[cfg(feature = "cuda")]
+conformance!(cuda_decoded, by(Way::Decoded, Precision::Half), [pq_ways], harness::INPUTS_F16);
 
 // Whole decode steps, which are one launch where they can be.
 #[cfg(feature = "cuda")]
-conformance!(cuda_decode, cuda(fasq::backend::cuda::Precision::Single), [decode], harness::EXACT);
+conformance!(cuda_decode, cuda(Precision::Single), [decode], harness::EXACT);
 #[cfg(feature = "cuda")]
-conformance!(cuda_decode_half, cuda(fasq::backend::cuda::Precision::Half), [decode], harness::HALF);
+conformance!(cuda_decode_half, cuda(Precision::Half), [decode], harness::HALF);
+
+/// The first CUDA device with one way to multiply several rows.
+#[cfg(feature = "cuda")]
+fn by(way: Way, precision: Precision) -> Option<fasq::backend::cuda::Cuda> {
+    Some(cuda(precision)?.with_way(way))
+}
 
 conformance!(cpu_soak, Some(fasq::backend::cpu::Cpu), [soak], harness::EXACT);
 #[cfg(feature = "cuda")]
 conformance!(cuda_soak, cuda(fasq::backend::cuda::Precision::Single), [soak], harness::EXACT);
 
 #[cfg(feature = "cuda")]
-conformance!(cuda_quantize, cuda(fasq::backend::cuda::Precision::Half), [quantize], harness::EXACT);
+conformance!(cuda_quantize, cuda(Precision::Half), [quantize], harness::EXACT);
 
 /// The first CUDA device; none where there is none.
 #[cfg(feature = "cuda")]
-fn cuda(precision: fasq::backend::cuda::Precision) -> Option<fasq::backend::cuda::Cuda> {
+fn cuda(precision: Precision) -> Option<fasq::backend::cuda::Cuda> {
     use fasq::backend::cuda::{Cuda, available};
     if !available() {
         eprintln!("NOT TESTED: no CUDA device");

@@ -5,6 +5,7 @@ use super::device::Scratch;
 use super::gram::Sums;
 use super::kernels::{self, Cache};
 use super::linear::{self, Io};
+use super::pack;
 use super::weight::{self, Kind, Weight};
 use super::{Buffer, Cuda, Precision, error};
 use crate::Result;
@@ -208,7 +209,8 @@ impl Backend for Cuda {
             .memory(&op.x.0)
             .memory(&op.weight.0)
             .memory(&op.y.0)
-            .params(&p.words()),
+            .params(&p.words())
+            .params(&pack::NOWHERE),
         );
         Ok(())
     }
@@ -292,7 +294,8 @@ impl Backend for Cuda {
                 .memory(&sums)
                 .memory(&op.rows.0)
                 .memory(&op.y.0)
-                .params(&p.words()),
+                .params(&p.words())
+                .params(&pack::NOWHERE),
         );
         Ok(())
     }
@@ -304,7 +307,8 @@ impl Backend for Cuda {
             Launch::new(self.plain("swiglu")?, [p.dim.div_ceil(size), p.rows, 1], 256, 0)
                 .memory(&op.x.0)
                 .memory(&op.y.0)
-                .params(&p.words()),
+                .params(&p.words())
+                .params(&pack::NOWHERE),
         );
         Ok(())
     }

@@ -15,6 +15,7 @@ use cudarc::driver::{CudaGraph, sys};
 use super::device::{Device, Function, Memory, address, driver};
 use super::join::join;
 use super::kernels::Matvec;
+use super::pack::pack;
 use super::{error, step};
 use crate::Result;
 use crate::backend::Key;
@@ -23,11 +24,20 @@ use crate::backend::Key;
 const GRAPHS: usize = 16;
 
 /// One argument of a kernel.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Arg {
     Address(u64),
     Word(u32),
     Params([u32; 16]),
+}
+
+impl Arg {
+    /// A struct's words, at most 16.
+    pub fn params(words: &[u32]) -> Self {
+        let mut all = [0; 16];
+        all[..words.len()].copy_from_slice(words);
+        Self::Params(all)
+    }
 }
 
 /// A kernel with its arguments, recorded.
@@ -131,9 +141,7 @@ impl Launch {
 
     /// A parameter struct's words, at most 16.
     pub fn params(mut self, words: &[u32]) -> Self {
-        let mut all = [0; 16];
-        all[..words.len()].copy_from_slice(words);
-        self.kernel.args.push(Arg::Params(all));
+        self.kernel.args.push(Arg::params(words));
         self
     }
 }
@@ -224,7 +232,7 @@ impl Graphs {
         commands.work.hash(&mut hasher);
         let hash = hasher.finish();
         let mut seen = self.seen.borrow_mut();
-        let (planned, programs) = step::plan(device, &join(&commands.work))?;
+        let (planned, programs) = step::plan(device, &join(&pack(&commands.work)))?;
         if !seen.contains(&hash) {
             seen.push_back(hash);
             if seen.len() > GRAPHS {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, sys};
+use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, sys};
 use cudarc::nvrtc::Ptx;
 use half::f16;
 
@@ -40,6 +40,10 @@ pub enum Scratch {
     Sums,
     /// Attention's output before its rotation.
     Attention,
+    /// x in the order of pq_matmul_tiles.
+    Packed,
+    /// Parts of pq_matmul_tiles' outputs that are there: zeros between launches.
+    Arrivals,
     /// Results of argmax.
     Found,
     /// Of cuBLAS.
@@ -157,6 +161,11 @@ impl Device {
         self.context.bind_to_thread().map_err(driver)
     }
 
+    /// An event that keeps the time.
+    pub fn event(&self) -> Result<CudaEvent> {
+        self.context.new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(driver)
+    }
+
     pub fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(driver)
     }
@@ -255,12 +264,12 @@ impl Device {
         Ok(out)
     }
 
-    /// Scratch memory of at least `words` words, not zeroed.
+    /// Scratch memory of at least `words` words; only arrivals are zeros.
     pub fn scratch(&self, purpose: Scratch, words: usize) -> Result<Memory> {
         if let Some(memory) = self.scratch.borrow().get(&purpose).filter(|memory| memory.len() >= words) {
             return Ok(memory.clone());
         }
-        let memory = self.alloc(words.next_power_of_two(), false)?;
+        let memory = self.alloc(words.next_power_of_two(), purpose == Scratch::Arrivals)?;
         let outgrown = self.scratch.borrow_mut().insert(purpose, memory.clone());
         self.outgrown.borrow_mut().extend(outgrown);
         Ok(memory)

@@ -1,6 +1,7 @@
 //! Every kernel in every kind of specialisation, for tests that compile them without a device.
 
 use super::kernels::*;
+use super::matmul::{self, Tables, Tiles};
 use super::step;
 use crate::pq::PqSpec;
 
@@ -81,6 +82,12 @@ pub fn units(limit: usize) -> Vec<Checked> {
     for spec in specs.iter().filter_map(|spec| spec.parse::<PqSpec>().ok()) {
         let lookup = Lookup::of(&spec, 4096, limit);
         all.extend([(embed_pq(&spec), 0), (matvec_any(&spec), 0), (tiles(&spec), 0), decode(&spec, lookup)]);
+        all.push((matmul::pack(&spec), 0));
+        all.extend(Tables::new(&spec).map(|tables| (tables.unit, tables.shared)));
+        for rows in [4, 8, 16, 32, 64, 128] {
+            let tiles = Tiles::new(&spec, lookup, rows, limit);
+            all.push((tiles.unit, tiles.shared));
+        }
         for rows in [1, 4, 8, 16].into_iter().filter(|rows| *rows <= matvec_tokens(&spec, lookup, limit)) {
             match lookup {
                 Lookup::Shared { replicas } => {

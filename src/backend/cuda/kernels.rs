@@ -67,6 +67,11 @@ impl Unit {
 
 /// The text of a source file.
 pub fn text(file: &str) -> &'static str {
+    match file {
+        "prelude" => return PRELUDE,
+        "pq_tile" => return PQ_TILE,
+        _ => {}
+    }
     SOURCES.iter().find(|(name, _)| *name == file).map_or("", |(_, text)| text)
 }
 
@@ -95,7 +100,10 @@ sources!(
     "gather_rows",
     "gram",
     "kmeans",
+    "pack_rows",
     "pq_matmul",
+    "pq_matmul_tables",
+    "pq_matmul_tiles",
     "pq_matvec",
     "pq_matvec_subspace",
     "quantize",
@@ -180,7 +188,7 @@ fn with_table(unit: Unit, spec: &PqSpec, replicas: u32, limit: usize) -> (Unit, 
     }
 }
 
-fn pq(file: &'static str, spec: &PqSpec) -> Unit {
+pub fn pq(file: &'static str, spec: &PqSpec) -> Unit {
     Unit::new(file, &[("PQ_D", spec.d as u32), ("PQ_BITS", spec.code_bits() as u32)])
 }
 

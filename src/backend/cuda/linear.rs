@@ -5,7 +5,8 @@ use cudarc::cublas::sys::cudaDataType;
 use super::Cuda;
 use super::commands::{Commands, Gemm, Launch};
 use super::device::{Memory, Scratch, address};
-use super::kernels::{self, Lookup, Matvec, MatvecSubspace, TILE_ROWS};
+use super::kernels::{self, Lookup, Matvec, MatvecSubspace, TILE_ROWS, Unit};
+use super::matmul::Way;
 use super::weight::{Kind, Part, Pq, Weight};
 use crate::Result;
 use crate::backend::Dtype;
@@ -13,8 +14,6 @@ use crate::ops::LinearParams;
 
 /// Rows of x that are multiplied in f32.
 pub const SINGLE_ROWS: u32 = 4;
-/// Words of decoded weights at a time: a slab that stays in L2.
-const SLAB_WORDS: usize = 8 << 20;
 
 pub fn dtype_number(dtype: Dtype) -> u32 {
     match dtype {
@@ -35,28 +34,37 @@ pub struct Io<'a> {
 
 impl Io<'_> {
     /// Bytes before the first row of x.
-    fn x_at(&self, cols: usize) -> u64 {
+    pub fn x_at(&self, cols: usize) -> u64 {
         self.first * cols as u64 * 4
     }
 
     /// Bytes before the first row of y.
-    fn y_at(&self) -> u64 {
+    pub fn y_at(&self) -> u64 {
         self.first * u64::from(self.params.y_stride) * 4
     }
 
     /// The parameters with the part's columns.
-    fn of_part(&self, part: &Part) -> LinearParams {
+    pub fn of_part(&self, part: &Part) -> LinearParams {
         LinearParams { y_offset: self.params.y_offset + part.first as u32, ..self.params }
     }
 }
 
+/// Forms of x that are there for a weight's next part.
+#[derive(Default)]
+pub struct Ready {
+    /// In another element type.
+    pub half: Option<(Dtype, Memory)>,
+    /// Packed, by this kernel to so many column groups.
+    pub packed: Option<(Unit, u32)>,
+}
+
 impl Cuda {
     pub(super) fn linear_parts(&self, c: &mut Commands, weight: &Weight, io: &Io<'_>) -> Result<()> {
-        let mut half: Option<(Dtype, Memory)> = None;
+        let mut ready = Ready::default();
         for stack in weight.parts.chunk_by(Part::stacks) {
             if let Kind::Pq(pq) = &stack[0].kind
                 && pq.lookup == Lookup::Subspace
-                && io.params.rows <= pq.tokens
+                && self.way(pq, &stack[0], weight.cols, io.params.rows)? == Way::Matvec
             {
                 for parts in stack.chunks(MatvecSubspace::MATRICES) {
                     self.pq_matvec_subspace(c, parts, weight.cols, io)?;
@@ -64,7 +72,7 @@ impl Cuda {
                 continue;
             }
             for part in stack {
-                self.linear_part(c, part, weight.cols, io, &mut half)?;
+                self.linear_part(c, part, weight.cols, io, &mut ready)?;
             }
         }
         Ok(())
@@ -76,22 +84,20 @@ impl Cuda {
         part: &Part,
         cols: usize,
         io: &Io<'_>,
-        half: &mut Option<(Dtype, Memory)>,
+        ready: &mut Ready,
     ) -> Result<()> {
         match &part.kind {
             Kind::Dense { dtype, memory } if io.params.rows <= SINGLE_ROWS => {
                 self.dense_matvec(c, *dtype, memory, part, cols, io)
             }
             Kind::Dense { dtype, memory } => {
-                let x = self.input_as(c, *dtype, cols, io, half)?;
+                let x = self.input_as(c, *dtype, cols, io, ready)?;
                 self.gemm(c, *dtype, memory, &x, (0, part.rows), part, cols, io);
                 self.add_bias(c, part, io)
             }
-            Kind::Pq(pq) if io.params.rows <= pq.tokens => self.pq_matvec(c, pq, part, cols, io),
             Kind::Pq(pq) => {
-                let x = self.input_as(c, Dtype::F16, cols, io, half)?;
-                self.pq_matmul(c, pq, &x, part, cols, io)?;
-                self.add_bias(c, part, io)
+                let way = self.way(pq, part, cols, io.params.rows)?;
+                self.pq_by(c, way, pq, part, cols, io, ready)
             }
         }
     }
@@ -142,18 +148,18 @@ impl Cuda {
     }
 
     /// x in the element type of a matrix product, converted once for all parts.
-    fn input_as(
+    pub(super) fn input_as(
         &self,
         c: &mut Commands,
         dtype: Dtype,
         cols: usize,
         io: &Io<'_>,
-        ready: &mut Option<(Dtype, Memory)>,
+        ready: &mut Ready,
     ) -> Result<Memory> {
         if dtype == Dtype::F32 {
             return Ok(io.x.clone()); // all of its rows: cuBLAS serves Precision::Half alone
         }
-        if let Some((_, memory)) = ready.as_ref().filter(|(ready, _)| *ready == dtype) {
+        if let Some((_, memory)) = ready.half.as_ref().filter(|(ready, _)| *ready == dtype) {
             return Ok(memory.clone());
         }
         let count = io.params.rows as usize * cols;
@@ -166,13 +172,13 @@ impl Cuda {
                 .long(count as u64)
                 .word(dtype_number(dtype)),
         );
-        *ready = Some((dtype, memory.clone()));
+        ready.half = Some((dtype, memory.clone()));
         Ok(memory)
     }
 
     /// y's columns of `rows` rows (first, count) of a part, whose weights stand at the start of `w`.
     #[expect(clippy::too_many_arguments, reason = "the two matrices, what of them, and where to")]
-    fn gemm(
+    pub(super) fn gemm(
         &self,
         c: &mut Commands,
         dtype: Dtype,
@@ -202,7 +208,7 @@ impl Cuda {
         c.gemm(gemm, [w, x, io.y]);
     }
 
-    fn add_bias(&self, c: &mut Commands, part: &Part, io: &Io<'_>) -> Result<()> {
+    pub(super) fn add_bias(&self, c: &mut Commands, part: &Part, io: &Io<'_>) -> Result<()> {
         let Some(bias) = io.bias else { return Ok(()) };
         let function = self.device.function(kernels::plain("dense_matmul"), "add_bias")?;
         c.launch(
@@ -215,7 +221,14 @@ impl Cuda {
         Ok(())
     }
 
-    fn pq_matvec(&self, c: &mut Commands, pq: &Pq, part: &Part, cols: usize, io: &Io<'_>) -> Result<()> {
+    pub(super) fn pq_matvec(
+        &self,
+        c: &mut Commands,
+        pq: &Pq,
+        part: &Part,
+        cols: usize,
+        io: &Io<'_>,
+    ) -> Result<()> {
         let (rows, params) = (io.params.rows, io.of_part(part));
         let row_tiles = part.rows.div_ceil(TILE_ROWS) as u32;
         let code_tiles = pq.code_tiles as u32;
@@ -300,39 +313,27 @@ impl Cuda {
         Ok(())
     }
 
-    /// Many rows: slabs of W decoded to f16, each multiplied by cuBLAS.
-    fn pq_matmul(
+    /// Adds up `parts` partial sums `[parts, rows of x, rows of the part]`.
+    pub(super) fn pq_reduce(
         &self,
         c: &mut Commands,
+        partial: &Memory,
+        parts: u32,
         pq: &Pq,
-        x: &Memory,
         part: &Part,
-        cols: usize,
         io: &Io<'_>,
     ) -> Result<()> {
-        let slab = (SLAB_WORDS * 2 / cols / TILE_ROWS * TILE_ROWS)
-            .clamp(TILE_ROWS, part.rows.next_multiple_of(TILE_ROWS));
-        let scratch = self.device.scratch(Scratch::HalfWeight, (slab * cols).div_ceil(2))?;
-        let (unit, shared) = kernels::decode(&pq.spec, pq.lookup);
-        let function = self.device.function(unit, "pq_decode")?;
-        for first in (0..part.rows).step_by(slab) {
-            let rows = slab.min(part.rows - first);
-            let across = pq.code_tiles.div_ceil(8) as u32;
-            let down = (rows.div_ceil(TILE_ROWS) as u32).min((self.device.sms * 2).div_ceil(across));
-            c.launch(
-                Launch::new(function.clone(), [across, down, 1], 256, shared)
-                    .memory(&pq.codes)
-                    .memory(&pq.codebooks)
-                    .optional(pq.scales.as_ref(), 0)
-                    .memory(&scratch)
-                    .word(first as u32)
-                    .word(rows as u32)
-                    .word(cols as u32)
-                    .word(pq.code_tiles as u32)
-                    .word(pq.group as u32),
-            );
-            self.gemm(c, Dtype::F16, &scratch, x, (first, rows), part, cols, io);
-        }
+        let function = self.device.function(kernels::plain("pq_matmul"), "pq_reduce")?;
+        c.launch(
+            Launch::new(function, [part.rows.div_ceil(32) as u32, io.params.rows, 1], 256, 0)
+                .memory(partial)
+                .optional(pq.scales.as_ref(), 0)
+                .optional(io.bias, part.first as u64 * 4)
+                .memory_at(io.y, io.y_at())
+                .word(part.rows as u32)
+                .word(parts)
+                .params(&io.of_part(part).words()),
+        );
         Ok(())
     }
 }

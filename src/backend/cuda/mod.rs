@@ -13,16 +13,20 @@ mod gram;
 mod join;
 pub mod kernels;
 mod linear;
+mod matmul;
 pub mod nvrtc;
+mod pack;
 mod quantize;
 mod step;
 mod transfer;
+mod tune;
 mod weight;
 
 use std::fmt::Display;
 use std::rc::Rc;
 
 pub use commands::Commands;
+pub use matmul::Way;
 pub use weight::Weight;
 
 use crate::ops;
@@ -30,6 +34,7 @@ use crate::{Error, Result};
 use commands::{Graphs, Launch};
 use device::{Device, Function, Memory};
 use kernels::{Cache, Unit};
+use tune::Tuner;
 
 /// One CUDA device; clones are handles to the same.
 #[derive(Clone)]
@@ -37,6 +42,8 @@ pub struct Cuda {
     device: Rc<Device>,
     graphs: Rc<Graphs>,
     precision: Precision,
+    tuner: Rc<Tuner>,
+    forced: Option<Way>,
 }
 
 /// What linear layers make of their input rows, and attention of its cache.
@@ -67,12 +74,23 @@ impl Cuda {
     /// Names the missing library, or the devices there are.
     pub fn open(index: usize) -> Result<Self> {
         let device = Rc::new(Device::open(index)?);
-        Ok(Self { device, graphs: Rc::default(), precision: Precision::Half })
+        Ok(Self {
+            device,
+            graphs: Rc::default(),
+            precision: Precision::Half,
+            tuner: Rc::default(),
+            forced: None,
+        })
     }
 
     /// The same device with another precision.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// The same device with one way to multiply several rows by product-quantized matrices, where that way serves.
+    pub fn with_way(self, way: Way) -> Self {
+        Self { forced: Some(way), ..self }
     }
 
     fn attention_rows(

@@ -135,20 +135,20 @@ pub fn cached(name: &str, source: &str, arch: u32) -> Result<Vec<u8>> {
 }
 
 /// `FASQ_CACHE`, else fasq in the user's cache directory.
-fn directory() -> Option<PathBuf> {
+pub(super) fn directory() -> Option<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let base = || var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")));
     var("FASQ_CACHE").or_else(|| Some(base()?.join("fasq")))
 }
 
-fn digest(value: &impl Hash) -> u64 {
+pub(super) fn digest(value: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
     hasher.finish()
 }
 
 /// An entry's bytes, if it is whole: key and checksum, then the image.
-fn read(path: &Path, key: u64) -> Option<Vec<u8>> {
+pub(super) fn read(path: &Path, key: u64) -> Option<Vec<u8>> {
     let entry = std::fs::read(path).ok()?;
     let (head, image) = entry.split_at_checked(16)?;
     let expected = [key.to_le_bytes(), digest(&image).to_le_bytes()].concat();
@@ -156,7 +156,7 @@ fn read(path: &Path, key: u64) -> Option<Vec<u8>> {
 }
 
 /// Writes an entry beside its place and moves it there, so that no reader sees half of one.
-fn write(path: &Path, key: u64, image: &[u8]) -> std::io::Result<()> {
+pub(super) fn write(path: &Path, key: u64, image: &[u8]) -> std::io::Result<()> {
     let entry = [&key.to_le_bytes(), &digest(&image).to_le_bytes(), image].concat();
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;

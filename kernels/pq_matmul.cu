@@ -2,52 +2,76 @@
 // stays in L2, which cuBLAS multiplies. And the pieces that other layouts of W and x need on the way.
 
 #ifdef PQ_D
-// W's rows `first .. first + rows` as f16 [rows, in]. A warp a tile. Grid: (code tiles / warps, row tiles).
-KERNEL pq_decode(const u32* codes, const u32* codebooks, const u16* scales, u16* w_out, u32 first, u32 rows, u32 in,
-                 u32 code_tiles, u32 group) {
-    const u32 lane = threadIdx.x & 31, kt = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
+// Lane t of four gets element t of each lane's four, in the order of the lanes.
+__device__ __forceinline__ void transpose4(uint4 (&v)[4], u32 lane) {
+    auto exchange = [&](uint4& a, uint4& b, u32 bit) {
+        const bool upper = lane & bit;
+        uint4 v = upper ? a : b;
+        v.x = __shfl_xor_sync(~0u, v.x, bit), v.y = __shfl_xor_sync(~0u, v.y, bit);
+        v.z = __shfl_xor_sync(~0u, v.z, bit), v.w = __shfl_xor_sync(~0u, v.w, bit);
+        if (upper) a = v;
+        else b = v;
+    };
+    exchange(v[0], v[1], 1), exchange(v[2], v[3], 1);
+    exchange(v[0], v[2], 2), exchange(v[1], v[3], 2);
+}
+
+// W's rows `first .. first + rows` as f16 [rows, in]. A warp a tile, with the next tile's codes on their way; four lanes
+// write 64 bytes in a row. Grid: (code tiles / warps, row tiles).
+KERNEL BOUNDS(256) pq_decode(const u32* codes, const u32* codebooks, const u16* scales, u16* w_out, u32 first, u32 rows,
+                             u32 in, u32 code_tiles, u32 group) {
+    const u32 lane = threadIdx.x & 31, kt = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), t = lane % 4;
     release_next();
+    const u32* at = codes + ((u64)first / TILE_ROWS * code_tiles + min(kt, code_tiles - 1)) * TILE_WORDS;
+    u32 next[BITS];
+    load_tile(next, at + (u64)blockIdx.y * code_tiles * TILE_WORDS, lane);
 #ifdef PQ_REPLICAS
-    char* table = table_start();
-    fill_table(table, codebooks);
+    fill_table(table_start(), codebooks);
     __syncthreads();
 #endif
     wait_inputs();
     if (kt >= code_tiles) return;
     for (u32 tile = blockIdx.y; tile * TILE_ROWS < rows; tile += gridDim.y) {
         u32 w[BITS];
-        load_tile(w, codes + ((u64)(first / TILE_ROWS + tile) * code_tiles + kt) * TILE_WORDS, lane);
+#pragma unroll
+        for (int i = 0; i < BITS; i++) w[i] = next[i];
+        if ((tile + gridDim.y) * TILE_ROWS < rows) load_tile(next, at + (u64)(tile + gridDim.y) * code_tiles * TILE_WORDS, lane);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const u32 row = tile * TILE_ROWS + half * 8 + lane / 4;
-            const u32 j = (kt * 4 + lane % 4) * LANE_CODES, column = j * D;
+            const u32 row = tile * TILE_ROWS + half * 8 + lane / 4, tile_column = kt * TILE_CODES * D;
             u32 pairs[PAIRS];
 #ifdef PQ_REPLICAS
             pairs_of<TABLE_LOG>(pairs, w, half * LANE_CODES, lane_offset(lane), [&](int) { return TABLE_AT; });
 #else
             const char* books = reinterpret_cast<const char*>(codebooks);
-            const u32 last = ((in + D - 1) / D - 1) / group;
+            const u32 j = kt * TILE_CODES + t * LANE_CODES, last = ((in + D - 1) / D - 1) / group;
             pairs_of<ENTRY_LOG>(pairs, w, half * LANE_CODES, 0, [&](int i) {
                 return books + ((u64)min((j + i) / group, last) << (BITS + ENTRY_LOG));
             });
 #endif
-            if (row >= rows) continue;
-            const f32 scale = scales ? from_f16(scales[first + row]) : 1.f;
+            const f32 scale = scales && row < rows ? from_f16(scales[first + row]) : 1.f;
 #pragma unroll
             for (int p = 0; p < PAIRS; p++) pairs[p] = pack_f16(low_f16(pairs[p]) * scale, high_f16(pairs[p]) * scale);
-            u16* to = w_out + (u64)row * in + column;
-            if (D == ENTRY && in % 8 == 0) {
+            u16* to = w_out + (u64)row * in + tile_column;
+            if (D == ENTRY && PAIRS >= 16 && in % 8 == 0) {
 #pragma unroll
-                for (int p = 0; p + 3 < PAIRS; p += 4) {
-                    if (column + 2 * p < in) {
-                        *reinterpret_cast<uint4*>(to + 2 * p) = make_uint4(pairs[p], pairs[p + 1], pairs[p + 2], pairs[p + 3]);
+                for (int p = 0; p + 15 < PAIRS; p += 16) {
+                    uint4 v[4];
+#pragma unroll
+                    for (int i = 0; i < 4; i++) v[i] = make_uint4(pairs[p + 4 * i], pairs[p + 4 * i + 1], pairs[p + 4 * i + 2], pairs[p + 4 * i + 3]);
+                    transpose4(v, lane);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const u32 column = i * LANE_CODES * D + 2 * p + t * 8;
+                        if (row < rows && tile_column + column < in) *reinterpret_cast<uint4*>(to + column) = v[i];
                     }
                 }
-            } else {
+            } else if (row < rows) {
 #pragma unroll
                 for (int i = 0; i < LANE_CODES * D; i++) {
-                    const int at = i / D * ENTRY + i % D;
-                    if (column + i < in) to[i] = (u16)(pairs[at / 2] >> (at % 2 * 16));
+                    const int half_word = i / D * ENTRY + i % D;
+                    const u32 column = t * LANE_CODES * D + i;
+                    if (tile_column + column < in) to[column] = (u16)(pairs[half_word / 2] >> (half_word % 2 * 16));
                 }
             }
         }

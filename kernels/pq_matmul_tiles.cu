@@ -1,23 +1,24 @@
 // y = W x for product-quantized W and some rows of x, on the tensor cores: a lane's codes are looked up straight into
 // the A operand of mma.sync, so decoded weights exist in registers alone.
 //
-// x comes packed (pack_rows.cu), a column a row of x, or two where SPLIT. A block multiplies ROWS rows of W by COLS
-// columns of x: its warps share the rows out (WARP_ROWS), then the columns (WARP_COLUMNS), then the codes of a row
-// (WARP_CODES). Work is cut into units, the block's rows by WARP_CODES code tiles, and every block takes as many units,
-// whole outputs or parts of them (split-K where it falls): no wave of blocks is half empty, whatever the shape. Codes
-// and x of the next units are on their way to shared memory meanwhile (cp.async, STAGES deep). Parts of an output are
-// added by the block that comes last, in the order of the blocks: the same result every time.
+// x comes packed (pack_rows.cu), a column a row of x, or two where TILES_SPLIT. A block multiplies ROW_TILES tiles of W's
+// rows by NT x 8 columns of x: its warps share the rows out (WARP_ROWS), then the codes of a row (WARP_CODES). Work is
+// cut into units, the block's rows by WARP_CODES code tiles, and every block takes as many units, whole outputs or parts
+// of them (split-K where it falls): no wave of blocks is half empty, whatever the shape. Codes and x of the next units
+// are on their way to shared memory meanwhile (cp.async, STAGES deep). Parts of an output are added by the block that
+// comes last, in the order of the blocks: the same result every time.
 //
-// Shared memory bounds it for few columns (a tile of 1 KB is 32 lookups, 8 reads of codes and 32 NT / MT of x), the
-// tensor cores for many.
+// What bounds it: for up to 16 columns what a multiprocessor gets from L2, codes and x together, some 25 bytes a clock;
+// so a block takes 128 rows of W, that x comes seldom, and no more, that parts are small. For more columns the 32 words
+// a clock of shared memory: a tile of 1 KB is 32 lookups, 16 for its codes' way in and out and 32 NT / MT for x.
 
 constexpr int MT = TILES_MT, NT = TILES_NT, STAGES = TILES_STAGES; // row tiles and 8-column groups of a warp
-constexpr int WARP_ROWS = TILES_WARP_ROWS, WARP_COLUMNS = TILES_WARP_COLUMNS, WARP_CODES = TILES_WARP_CODES;
-constexpr int WARPS = WARP_ROWS * WARP_COLUMNS * WARP_CODES, ROW_TILES = WARP_ROWS * MT, GROUPS = WARP_COLUMNS * NT;
+constexpr int WARP_ROWS = TILES_WARP_ROWS, WARP_CODES = TILES_WARP_CODES;
+constexpr int WARPS = WARP_ROWS * WARP_CODES, ROW_TILES = WARP_ROWS * MT;
 constexpr u32 TILE_BYTES = TILE_WORDS * 4, PIECES = PAIRS / 4, GROUP_BYTES = PIECES * 512;
-constexpr u32 STAGE_CODES = WARP_CODES * ROW_TILES * TILE_BYTES, STAGE_X = WARP_CODES * GROUPS * GROUP_BYTES;
+constexpr u32 STAGE_CODES = WARP_CODES * ROW_TILES * TILE_BYTES, STAGE_X = WARP_CODES * NT * GROUP_BYTES;
 constexpr u32 STAGE_BYTES = STAGE_CODES + STAGE_X;
-constexpr u32 SUMS = MT * NT, LANES = WARP_ROWS * WARP_COLUMNS * 32; // a lane's sums in fours; lanes with an output
+constexpr u32 SUMS = MT * NT, LANES = WARP_ROWS * 32; // a lane's sums in fours; lanes with an output
 
 __device__ __forceinline__ void copy_async(u32 to, const void* from, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
@@ -73,7 +74,7 @@ struct Place {
     }
 };
 
-// `groups`: 8-column groups that x is packed to, a multiple of GROUPS. `partial`: [blocks, 2, rows, columns of a block],
+// `groups`: 8-column groups that x is packed to, a multiple of NT. `partial`: [blocks, 2, rows, columns of a block],
 // a block's first and its other unfinished output; `arrivals`: one for each output, zeros before and after.
 KERNEL BOUNDS(WARPS * 32, TILES_BLOCKS)
 pq_matmul_tiles(const u32* codes, const u32* codebooks, const u16* scales, const f32* bias, const uint4* x, f32* y,
@@ -82,9 +83,9 @@ pq_matmul_tiles(const u32* codes, const u32* codebooks, const u16* scales, const
     __shared__ u32 last_to_come;
     release_next();
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const u32 warp_row = warp % WARP_ROWS, warp_column = warp / WARP_ROWS % WARP_COLUMNS, warp_code = warp / (WARP_ROWS * WARP_COLUMNS);
+    const u32 warp_row = warp % WARP_ROWS, warp_code = warp / WARP_ROWS;
     const u32 row_tiles = (out + TILE_ROWS - 1) / TILE_ROWS, rounds = (code_tiles + WARP_CODES - 1) / WARP_CODES;
-    const u32 column_groups = groups / GROUPS, units = (row_tiles + ROW_TILES - 1) / ROW_TILES * column_groups * rounds;
+    const u32 column_groups = groups / NT, units = (row_tiles + ROW_TILES - 1) / ROW_TILES * column_groups * rounds;
     auto first_unit = [&](u32 block) { return (u32)((u64)units * block / gridDim.x); };
     auto block_of = [&](u32 unit) { return (u32)((((u64)unit + 1) * gridDim.x - 1) / units); };
     const u32 begin = first_unit(blockIdx.x), end = first_unit(blockIdx.x + 1);
@@ -108,13 +109,13 @@ pq_matmul_tiles(const u32* codes, const u32* codebooks, const u16* scales, const
         }
     };
     auto fetch_x = [&](const Place& at, u32 stage) {
-        constexpr u32 EACH = GROUPS * PIECES * 32, COUNT = WARP_CODES * EACH;
+        constexpr u32 EACH = NT * PIECES * 32, COUNT = WARP_CODES * EACH;
 #pragma unroll
         for (u32 first = 0; first < COUNT; first += WARPS * 32) {
             const u32 i = first + threadIdx.x, kt = at.round * WARP_CODES + i / EACH;
             if (COUNT % (WARPS * 32) && i >= COUNT) break;
             const bool there = kt < code_tiles;
-            const uint4* from = x + ((u64)kt * groups + at.column_group * GROUPS) * (PIECES * 32) + i % EACH;
+            const uint4* from = x + ((u64)kt * groups + at.column_group * NT) * (PIECES * 32) + i % EACH;
             copy_async(stages + stage * STAGE_BYTES + STAGE_CODES + i * 16, there ? from : x, there);
         }
     };
@@ -178,7 +179,7 @@ pq_matmul_tiles(const u32* codes, const u32* codebooks, const u16* scales, const
         commit_async();
 
         const u32 staged = stages + stage * STAGE_BYTES;
-        const u32 xs = staged + STAGE_CODES + (warp_code * GROUPS + warp_column * NT) * GROUP_BYTES + lane * 16;
+        const u32 xs = staged + STAGE_CODES + warp_code * NT * GROUP_BYTES + lane * 16;
         u32 w[MT][BITS];
 #pragma unroll
         for (int m = 0; m < MT; m++) {
@@ -236,7 +237,7 @@ pq_matmul_tiles(const u32* codes, const u32* codebooks, const u16* scales, const
         }
         auto store = [&](int m, int n, float4 v) {
             const u32 row = (place.row_group * ROW_TILES + warp_row * MT + m) * TILE_ROWS + lane / 4;
-            const u32 column = (place.column_group * GROUPS + warp_column * NT + n) * 8 + lane % 4 * 2;
+            const u32 column = (place.column_group * NT + n) * 8 + lane % 4 * 2;
             store_pair(v.x, v.y, row, column);
             store_pair(v.z, v.w, row + 8, column);
         };

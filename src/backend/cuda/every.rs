@@ -84,7 +84,7 @@ pub fn units(limit: usize) -> Vec<Checked> {
         all.extend([(embed_pq(&spec), 0), (matvec_any(&spec), 0), (tiles(&spec), 0), decode(&spec, lookup)]);
         all.push((matmul::pack(&spec), 0));
         all.extend(Tables::new(&spec).map(|tables| (tables.unit, tables.shared)));
-        for rows in [4, 8, 16, 32, 64, 128] {
+        for rows in [4, 16, 32, 128, 512] {
             let tiles = Tiles::new(&spec, lookup, rows, limit);
             all.push((tiles.unit, tiles.shared));
         }

@@ -174,7 +174,7 @@ impl Lookup {
 }
 
 /// Shared memory of a block from which on copies of a codebook's entries are spread; see PQ_SPREAD in pq_tile.cuh.
-const ROOMY: usize = 160 << 10;
+pub const ROOMY: usize = 160 << 10;
 
 /// A kernel with `replicas` copies of a codebook in shared memory, of which a block may have `limit`; and the shared
 /// memory up to their end.
@@ -350,8 +350,7 @@ pub fn matvec_any(spec: &PqSpec) -> Unit {
 pub fn decode(spec: &PqSpec, lookup: Lookup) -> (Unit, u32) {
     let unit = pq("pq_matmul", spec);
     match lookup {
-        // Fewer copies: a block decodes too few tiles to pay for more.
-        Lookup::Shared { replicas } => with_table(unit, spec, replicas.min(8), 0),
+        Lookup::Shared { replicas } => with_table(unit, spec, replicas, 0),
         _ => (unit, 0),
     }
 }

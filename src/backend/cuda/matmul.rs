@@ -87,41 +87,38 @@ impl Tiles {
             }
             _ => (kernels::pq("pq_matmul_tiles", spec), 0),
         };
-        // Row tiles and column groups of a warp; warps across rows, columns and codes; stages; blocks.
-        let narrow = spec.code_bits() > 8 || spec.code_bits() % 2 > 0 || entry > 2 || table == 0;
-        let mut shape @ [_, _, _, _, _, _, blocks] = match columns {
-            ..=8 => [2, 1, 2, 1, 4, 3, 2],
-            ..=16 => [2, 2, 2, 1, 4, 3, 2],
-            ..=32 => [2, 4, 2, 1, 4, 3, 1],
-            ..=64 => [2, 8, 4, 1, 2, 3, 1],
-            _ if narrow => [2, 8, 4, 2, 1, 2, 1],
-            _ => [4, 8, 4, 2, 1, 3, 1],
+        // Row tiles and column groups of a warp; warps across rows and codes; stages; blocks.
+        let mut shape @ [_, _, _, _, _, blocks] = match columns {
+            0..=8 if limit < kernels::ROOMY => [2, 1, 2, 4, 3, 1],
+            0..=8 => [2, 1, 2, 4, 3, 2],
+            9..=16 => [2, 2, 4, 4, 3, 1],
+            17..=32 => [2, 4, 2, 4, 3, 1],
+            33..=128 => [2, 8, 4, 2, 3, 1],
+            _ => [2, 8, 8, 1, 3, 1],
         };
-        let shared = |[mt, nt, rows, columns, codes, stages, _]: [u32; 7]| {
-            let x = columns * nt * 8 * TILE_CODES as u32 * entry * 2;
+        let shared = |[mt, nt, rows, codes, stages, _]: [u32; 6]| {
+            let x = nt * 8 * TILE_CODES as u32 * entry * 2;
             let stage = codes * (rows * mt * spec.code_bits() as u32 * 128 + x);
-            let sums = (codes - 1) * rows * columns * mt * nt * 512;
+            let sums = (codes - 1) * rows * mt * nt * 512;
             TILES_TABLE_AT + table + stages * stage + sums
         };
         let room = limit as u32 / blocks - 1024;
         while shared(shape) > room {
-            let [mt, nt, rows, columns, codes, stages, _] = &mut shape;
+            let [mt, nt, rows, codes, stages, _] = &mut shape;
             match () {
                 () if *stages > 2 => *stages -= 1,
                 () if *codes > 1 => *codes /= 2,
-                () if *columns > 1 => *columns = 1,
                 () if *nt > 1 => *nt /= 2,
                 () if *rows > 1 => *rows /= 2,
                 () if *mt > 1 => *mt /= 2,
                 () => break,
             }
         }
-        let [mt, nt, rows, columns, codes, stages, blocks] = shape;
+        let [mt, nt, rows, codes, stages, blocks] = shape;
         let unit = unit
             .with("TILES_MT", mt)
             .with("TILES_NT", nt)
             .with("TILES_WARP_ROWS", rows)
-            .with("TILES_WARP_COLUMNS", columns)
             .with("TILES_WARP_CODES", codes)
             .with("TILES_STAGES", stages)
             .with("TILES_BLOCKS", blocks)
@@ -130,9 +127,9 @@ impl Tiles {
             unit,
             split,
             rows: rows * mt * TILE_ROWS as u32,
-            columns: columns * nt * 8,
+            columns: nt * 8,
             codes,
-            threads: rows * columns * codes * 32,
+            threads: rows * codes * 32,
             shared: shared(shape),
             blocks,
         }
@@ -316,7 +313,7 @@ impl Cuda {
         for first in (0..part.rows).step_by(slab) {
             let rows = slab.min(part.rows - first);
             let across = pq.code_tiles.div_ceil(8) as u32;
-            let down = (rows.div_ceil(TILE_ROWS) as u32).min((self.device.sms * 2).div_ceil(across));
+            let down = (rows.div_ceil(TILE_ROWS) as u32).min((self.device.sms * 4).div_ceil(across));
             c.launch(
                 Launch::new(function.clone(), [across, down, 1], 256, shared)
                     .memory(&pq.codes)

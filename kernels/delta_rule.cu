@@ -1,6 +1,7 @@
 // The gated delta rule, row after row. A column of S needs no other column, so a column is LANES lanes that hold
 // KEY_DIM / LANES of its elements in registers through all rows of a segment: two shuffled sums a row, no barrier.
-// Eight columns a warp make every access to S a whole 32-byte sector. Grid: (value_dim / 32, value_heads, segments).
+// Eight columns a warp make every access to S a whole 32-byte sector. The next row is on its way meanwhile.
+// Grid: (value_dim / 32, value_heads, segments).
 
 constexpr int LANES = 4, EACH = (KEY_DIM + LANES - 1) / LANES;
 
@@ -30,22 +31,33 @@ KERNEL delta_rule(const f32* qkv, const f32* proj, const f32* a_log, const f32* 
         const u32 key = part * EACH + i;
         s[i] = !fresh && inside && key < KEY_DIM ? s_at[(u64)key * params.value_dim] : 0.f;
     }
-    for (u32 r = first; r < first + rows; r++) {
+    struct Row { f32 q[EACH], k[EACH], v, a, b; };
+    auto load = [&](u32 r) {
+        Row at;
         const f32* row = qkv + (u64)r * (2 * keys + values);
         const f32* q_at = row + key_head * KEY_DIM;
-        const f32* k_at = q_at + keys;
-        f32 q[EACH], k[EACH], qq = 0.f, kk = 0.f;
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             const u32 key = part * EACH + i;
-            q[i] = key < KEY_DIM ? q_at[key] : 0.f;
-            k[i] = key < KEY_DIM ? k_at[key] : 0.f;
+            at.q[i] = key < KEY_DIM ? q_at[key] : 0.f;
+            at.k[i] = key < KEY_DIM ? q_at[keys + key] : 0.f;
+        }
+        at.v = inside ? row[2 * keys + head * params.value_dim + column] : 0.f;
+        at.a = proj[(u64)r * params.stride + params.a_offset + head];
+        at.b = proj[(u64)r * params.stride + params.b_offset + head];
+        return at;
+    };
+    Row next = load(first);
+    for (u32 r = first; r < first + rows; r++) {
+        Row now = next;
+        if (r + 1 < first + rows) next = load(r + 1);
+        f32(&q)[EACH] = now.q, (&k)[EACH] = now.k, qq = 0.f, kk = 0.f;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
             qq += q[i] * q[i];
             kk += k[i] * k[i];
         }
-        const f32 v = inside ? row[2 * keys + head * params.value_dim + column] : 0.f;
-        const f32 a = proj[(u64)r * params.stride + params.a_offset + head] + bias;
-        const f32 beta = sigmoid(proj[(u64)r * params.stride + params.b_offset + head]);
+        const f32 v = now.v, a = now.a + bias, beta = sigmoid(now.b);
         const f32 softplus = a > 20.f ? a : log1pf(expf(a));
         const f32 gain = expf(decay * softplus);
         const f32 q_scale = rsqrtf(group_sum(qq) + 1e-6f) * rsqrtf((f32)KEY_DIM);

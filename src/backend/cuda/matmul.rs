@@ -88,10 +88,10 @@ impl Tiles {
             _ => (kernels::pq("pq_matmul_tiles", spec), 0),
         };
         // Row tiles and column groups of a warp; warps across rows and codes; stages; blocks.
+        let twice = if limit < kernels::ROOMY { 1 } else { 2 };
         let mut shape @ [_, _, _, _, _, blocks] = match columns {
-            0..=8 if limit < kernels::ROOMY => [2, 1, 2, 4, 3, 1],
-            0..=8 => [2, 1, 2, 4, 3, 2],
-            9..=16 => [2, 2, 4, 4, 3, 1],
+            0..=8 => [2, 1, 2, 4, 3, twice],
+            9..=16 => [2, 2, 2, 4, 3, twice],
             17..=32 => [2, 4, 2, 4, 3, 1],
             33..=128 => [2, 8, 4, 2, 3, 1],
             _ => [2, 8, 8, 1, 3, 1],

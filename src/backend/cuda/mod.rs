@@ -74,13 +74,8 @@ impl Cuda {
     /// Names the missing library, or the devices there are.
     pub fn open(index: usize) -> Result<Self> {
         let device = Rc::new(Device::open(index)?);
-        Ok(Self {
-            device,
-            graphs: Rc::default(),
-            precision: Precision::Half,
-            tuner: Rc::default(),
-            forced: None,
-        })
+        let tuner = Rc::new(Tuner::new(&device));
+        Ok(Self { device, graphs: Rc::default(), precision: Precision::Half, tuner, forced: None })
     }
 
     /// The same device with another precision.

@@ -66,26 +66,29 @@ fn default(ways: &[Way], rows: u32) -> Way {
     order.iter().copied().find(|way| ways.contains(way)).unwrap_or(Way::Tables)
 }
 
-/// The table of a device.
-#[derive(Default)]
+/// The table of a device, read when it is first wanted, and where it is kept.
 pub struct Tuner {
+    place: Option<Place>,
     table: RefCell<Option<Table>>,
 }
 
 impl Tuner {
+    pub fn new(device: &Device) -> Self {
+        Self::at(Place::of(device))
+    }
+
+    fn at(place: Option<Place>) -> Self {
+        Self { place, table: RefCell::default() }
+    }
+
     /// The fastest of `ways` for a case, as measured by `time` (seconds) now or earlier.
-    fn choose(
-        &self,
-        place: Option<&Place>,
-        case: &Case,
-        ways: &[Way],
-        mut time: impl FnMut(Way) -> Result<f64>,
-    ) -> Way {
+    fn choose(&self, case: &Case, ways: &[Way], mut time: impl FnMut(Way) -> Result<f64>) -> Way {
         if let [way] = ways {
             return *way;
         }
         let mut table = self.table.borrow_mut();
-        let table = table.get_or_insert_with(|| place.and_then(Place::read).unwrap_or_default());
+        let table =
+            table.get_or_insert_with(|| self.place.as_ref().and_then(Place::read).unwrap_or_default());
         if let Some(way) = table.0.get(case).filter(|way| ways.contains(way)) {
             return *way;
         }
@@ -102,7 +105,7 @@ impl Tuner {
         let Case { spec, out, cols, rows } = case;
         log::info!("measured once, {spec} [{out}, {cols}] by {rows} rows: {}", list.join(", "));
         table.0.insert(case.clone(), best);
-        if let Some(Err(e)) = place.map(|place| place.write(table)) {
+        if let Some(Err(e)) = self.place.as_ref().map(|place| place.write(table)) {
             log::debug!("the table of measured ways: {e}");
         }
         best
@@ -157,8 +160,7 @@ impl Cuda {
         }
         let ways: Vec<_> = Way::ALL.into_iter().filter(|way| way.takes(pq, rows, exact)).collect();
         let case = Case { spec: pq.spec.to_string(), out: part.rows, cols, rows: rows.next_power_of_two() };
-        let place = Place::of(&self.device);
-        Ok(self.tuner.choose(place.as_ref(), &case, &ways, |way| self.time(way, pq, part, cols, rows)))
+        Ok(self.tuner.choose(&case, &ways, |way| self.time(way, pq, part, cols, rows)))
     }
 
     /// Seconds that a way takes, on inputs of zeros.
@@ -208,48 +210,48 @@ mod tests {
     #[test]
     fn the_fastest_is_measured_once_and_kept() {
         let directory = tempfile::tempdir().unwrap();
-        let place = Place { path: directory.path().join("deep/ways.txt"), key: 7 };
+        let tuner = || Tuner::at(Some(Place { path: directory.path().join("deep/ways.txt"), key: 7 }));
         let ways = [Way::Decoded, Way::Tiles, Way::Tables];
         let mut measured = 0;
         for _ in 0..2 {
-            let tuner = Tuner::default(); // as after a restart
-            let way = tuner.choose(Some(&place), &case(16), &ways, |way| {
+            let way = tuner().choose(&case(16), &ways, |way| {
                 measured += 1;
                 Ok(seconds(way))
             });
             assert_eq!((way, measured), (Way::Tiles, 3));
         }
         // A kept way that does not serve now is not taken.
-        let way = Tuner::default().choose(Some(&place), &case(16), &[Way::Decoded, Way::Tables], |_| Ok(1.0));
+        let way = tuner().choose(&case(16), &[Way::Decoded, Way::Tables], |_| Ok(1.0));
         assert_eq!(way, Way::Decoded);
     }
 
     #[test]
     fn a_damaged_table_is_measured_anew() {
         let directory = tempfile::tempdir().unwrap();
-        let place = Place { path: directory.path().join("ways.txt"), key: 7 };
+        let path = directory.path().join("ways.txt");
         let ways = [Way::Decoded, Way::Tiles];
         let measure = |key| {
-            let (mut measured, place) = (0, Place { path: place.path.clone(), key });
+            let mut measured = 0;
             let time = |way| {
                 measured += 1;
                 Ok(seconds(way))
             };
-            assert_eq!(Tuner::default().choose(Some(&place), &case(4), &ways, time), Way::Tiles);
+            let tuner = Tuner::at(Some(Place { path: path.clone(), key }));
+            assert_eq!(tuner.choose(&case(4), &ways, time), Way::Tiles);
             measured
         };
         assert_eq!([measure(7), measure(7)], [2, 0]);
-        let whole = std::fs::read(&place.path).unwrap();
+        let whole = std::fs::read(&path).unwrap();
         for damage in [whole.len() / 2, whole.len() - 1] {
             let mut bytes = whole.clone();
             bytes[damage] ^= 1;
-            std::fs::write(&place.path, &bytes).unwrap();
+            std::fs::write(&path, &bytes).unwrap();
             assert_eq!([measure(7), measure(7)], [2, 0], "a flipped bit at {damage}");
         }
-        std::fs::write(&place.path, &whole[..whole.len() - 3]).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
         assert_eq!([measure(7), measure(7)], [2, 0], "cut off");
         assert_eq!([measure(8), measure(7)], [2, 2], "another device's");
-        nvrtc::write(&place.path, 7, b"2-256@universal 4096 4096 16 sideways\n").unwrap();
+        nvrtc::write(&path, 7, b"2-256@universal 4096 4096 16 sideways\n").unwrap();
         assert_eq!(measure(7), 2, "an unknown way");
     }
 
@@ -257,17 +259,14 @@ mod tests {
     fn without_measurements_there_is_a_default() {
         let fails = |_| Err(Error::backend("cuda", "no device"));
         let ways = [Way::Matvec, Way::Tiles, Way::Tables, Way::Decoded];
-        let choose = |rows, ways: &[Way]| Tuner::default().choose(None, &case(rows), ways, fails);
+        let choose = |rows, ways: &[Way]| Tuner::at(None).choose(&case(rows), ways, fails);
         assert_eq!(choose(16, &ways), Way::Tiles);
         assert_eq!(choose(512, &ways), Way::Decoded);
         assert_eq!(choose(512, &[Way::Tables, Way::Tiles]), Way::Tiles);
         assert_eq!(choose(4, &[Way::Tables]), Way::Tables);
         // Nowhere to write to: measured all the same.
-        let place = Place { path: "/proc/nowhere/ways.txt".into(), key: 1 };
-        assert_eq!(
-            Tuner::default().choose(Some(&place), &case(4), &ways, |way| Ok(seconds(way))),
-            Way::Tiles
-        );
+        let nowhere = Tuner::at(Some(Place { path: "/proc/nowhere/ways.txt".into(), key: 1 }));
+        assert_eq!(nowhere.choose(&case(4), &ways, |way| Ok(seconds(way))), Way::Tiles);
     }
 
     #[test]

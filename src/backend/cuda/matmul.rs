@@ -39,12 +39,12 @@ impl Way {
         Self::ALL.into_iter().find(|way| way.name() == name)
     }
 
-    /// Whether this way takes so many rows; `exact`: without rounding x to f16.
-    pub fn takes(self, pq: &Pq, rows: u32, exact: bool) -> bool {
+    /// Whether this way multiplies so many rows by so many; `exact`: without rounding x to f16.
+    pub fn takes(self, pq: &Pq, out: usize, rows: u32, exact: bool) -> bool {
         match self {
             Self::Matvec => rows <= pq.tokens && (rows <= SPLIT_ROWS || !exact),
             Self::Tiles => rows <= SPLIT_ROWS || !exact,
-            Self::Tables => Tables::new(&pq.spec).is_some(),
+            Self::Tables => rows as usize * out <= PARTIAL_WORDS && Tables::new(&pq.spec).is_some(),
             Self::Decoded => !exact,
         }
     }
@@ -54,7 +54,7 @@ impl Way {
 const SPLIT_ROWS: u32 = 4;
 /// Words of decoded weights at a time: a slab that stays in L2.
 const SLAB_WORDS: usize = 8 << 20;
-/// Words of partial sums that split-K may take.
+/// Words of partial sums that pq_matmul_tables may take.
 const PARTIAL_WORDS: usize = 16 << 20;
 
 /// pq_matmul_tiles for some number of rows.

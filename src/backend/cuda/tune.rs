@@ -152,13 +152,13 @@ impl Cuda {
     /// The way to multiply `rows` rows by a part.
     pub(super) fn way(&self, pq: &Pq, part: &Part, cols: usize, rows: u32) -> Result<Way> {
         let exact = self.precision == Precision::Single;
-        if let Some(way) = self.forced.filter(|way| way.takes(pq, rows, exact)) {
+        if let Some(way) = self.forced.filter(|way| way.takes(pq, part.rows, rows, exact)) {
             return Ok(way);
         }
-        if rows == 1 || exact && Way::Matvec.takes(pq, rows, exact) {
+        if rows == 1 || exact && Way::Matvec.takes(pq, part.rows, rows, exact) {
             return Ok(Way::Matvec);
         }
-        let ways: Vec<_> = Way::ALL.into_iter().filter(|way| way.takes(pq, rows, exact)).collect();
+        let ways: Vec<_> = Way::ALL.into_iter().filter(|way| way.takes(pq, part.rows, rows, exact)).collect();
         let case = Case { spec: pq.spec.to_string(), out: part.rows, cols, rows: rows.next_power_of_two() };
         Ok(self.tuner.choose(&case, &ways, |way| self.time(way, pq, part, cols, rows)))
     }

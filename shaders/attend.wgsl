@@ -1,26 +1,27 @@
 // Causal softmax attention of HEADS neighbouring query heads of one row, in one workgroup: a running maximum over
 // tiles of positions, up to four query heads of one key/value head at a time. The kernels that use this have
-// `load_queries`, `key` and `value`.
+// `load_queries`, `key` and `value`; piece4.wgsl or piece1.wgsl says how many elements they read at a time.
 //
 // One row has few heads, so the work of a workgroup is a chain of reads from the cache, and only many reads at once
 // shorten it: an invocation reads two positions' keys, or four positions' values, side by side.
 
-// Of `params`; a constant, because the loops over it are the hottest.
+// Of `params`; constants, because the loops over them are the hottest.
 override HEAD_DIM: u32;
 override HEADS: u32;
+// HEAD_DIM / PIECE.
+override PIECES: u32;
 
-// Positions of a tile.
-const TILE = 128u;
 // Invocations that share a position's dot product.
-const LANES = 4u;
+const LANES = 8u;
 // Positions whose dot products are made at a time.
 const ABREAST = WORKGROUP / LANES;
+// Positions of a tile.
+const TILE = 2u * ABREAST;
 const LOWEST = -3.0e38;
 
 // Four query heads, times `scale`.
-var<workgroup> queries: array<vec4<f32>, HEAD_DIM>;
-// One more than the tile has, which is 0.
-var<workgroup> scores: array<vec4<f32>, TILE + 1u>;
+var<workgroup> queries: array<Heads, PIECES>;
+var<workgroup> scores: array<vec4<f32>, TILE>;
 var<workgroup> parts: array<vec4<f32>, WORKGROUP>;
 
 // `scores` of positions `first..` of the tile, from the parts that their LANES invocations have.
@@ -28,30 +29,57 @@ fn gather_scores(local: u32, first: u32, part: vec4<f32>) {
     parts[local] = part;
     workgroupBarrier();
     if (local < ABREAST) {
-        let at = local * LANES;
-        scores[first + local] = (parts[at] + parts[at + 1u]) + (parts[at + 2u] + parts[at + 3u]);
+        var sum = vec4<f32>();
+        for (var i = 0u; i < LANES; i++) {
+            sum += parts[local * LANES + (local + i) % LANES];
+        }
+        scores[first + local] = sum;
     }
     workgroupBarrier();
+}
+
+// The sum of a piece's values over its splits, for the invocations of the first.
+fn over_splits(local: u32, splits: u32, value: vec4<f32>) -> vec4<f32> {
+    parts[local] = value;
+    workgroupBarrier();
+    let split = local / PIECES;
+    var sum = vec4<f32>();
+    if (split < 8u) {
+        for (var s = split; s < splits; s += 8u) {
+            sum += parts[s * PIECES + local % PIECES];
+        }
+    }
+    workgroupBarrier();
+    parts[local] = sum;
+    workgroupBarrier();
+    sum = vec4<f32>();
+    if (split == 0u) {
+        for (var s = 0u; s < min(8u, splits); s++) {
+            sum += parts[s * PIECES + local];
+        }
+    }
+    workgroupBarrier();
+    return sum;
 }
 
 // The attention of one row.
 fn attend(ids: Ids, group: vec3<u32>, row: u32, slot: u32, position: u32) {
     let per_kv = params.heads / params.kv_heads;
     let first = group.x * HEADS;
-    // Output: element `element` of each head, over every SPLITS-th position.
-    let element = ids.local % HEAD_DIM;
-    let split = ids.local / HEAD_DIM;
-    let splits = WORKGROUP / HEAD_DIM;
+    // Output: a piece of each head, over every `splits`-th position.
+    let piece = ids.local % PIECES;
+    let split = ids.local / PIECES;
+    let splits = WORKGROUP / PIECES;
 
     for (var done = 0u; done < HEADS;) {
         let kv = (first + done) / per_kv;
         let heads = min(min(4u, HEADS - done), (kv + 1u) * per_kv - first - done);
-        let base = (slot * params.kv_heads + kv) * params.context * HEAD_DIM;
+        let base = (slot * params.kv_heads + kv) * params.context * PIECES;
         load_queries(ids, row, position, first + done, heads, kv);
 
         var highest = vec4<f32>(LOWEST);
         var sum4 = vec4<f32>();
-        var out4 = vec4<f32>();
+        var out = Heads();
         for (var start = 0u; start <= position; start += TILE) {
             let count = min(TILE, position + 1u - start);
             let near = ids.local / LANES;
@@ -60,9 +88,14 @@ fn attend(ids: Ids, group: vec3<u32>, row: u32, slot: u32, position: u32) {
             var near4 = vec4<f32>();
             var far4 = vec4<f32>();
             if (near < count) {
-                for (var e = ids.local % LANES; e < HEAD_DIM; e += LANES) {
-                    near4 += queries[e] * key(base, start + near, position, e);
-                    far4 += queries[e] * key(base, far, position, e);
+                for (var first_e = ids.local % LANES; first_e < PIECES; first_e += 4u * LANES) {
+                    for (var k = 0u; k < 4u; k++) { // unroll 4
+                        let e = first_e + k * LANES;
+                        if (PIECES % (4u * LANES) == 0u || e < PIECES) {
+                            near4 += queries[e] * key(base, start + near, position, e);
+                            far4 += queries[e] * key(base, far, position, e);
+                        }
+                    }
                 }
             }
             gather_scores(ids.local, 0u, near4);
@@ -80,56 +113,44 @@ fn attend(ids: Ids, group: vec3<u32>, row: u32, slot: u32, position: u32) {
             let higher = max(highest, top);
             let shrink = exp(highest - higher);
             highest = higher;
-            if (ids.local <= TILE) {
+            if (ids.local < TILE) {
                 scores[ids.local] = select(vec4<f32>(), exp(scores[ids.local] - higher), ids.local < count);
             }
             workgroupBarrier();
 
             sum4 *= shrink;
-            out4 *= shrink;
+            out = of_heads(shrink, out);
             if (split < splits) {
                 for (var i = split; i < count; i += 4u * splits) {
-                    // Past the last position: its value again, with the weight 0 that the last score has.
+                    // Past the last position: its value again, with the weight 0.
                     let at = vec4<u32>(i, i + splits, i + 2u * splits, i + 3u * splits);
                     let place = start + min(at, vec4<u32>(count - 1u));
-                    let weight = min(at, vec4<u32>(TILE));
-                    let a = scores[weight.x];
-                    let b = scores[weight.y];
-                    let c = scores[weight.z];
-                    let d = scores[weight.w];
+                    let a = scores[i];
+                    let b = weight_at(at.y);
+                    let c = weight_at(at.z);
+                    let d = weight_at(at.w);
                     sum4 += (a + b) + (c + d);
-                    out4 += a * value(base, place.x, position, element) + b * value(base, place.y, position, element);
-                    out4 += c * value(base, place.z, position, element) + d * value(base, place.w, position, element);
+                    out += outer(a, value(base, place.x, position, piece)) + outer(b, value(base, place.y, position, piece));
+                    out += outer(c, value(base, place.z, position, piece)) + outer(d, value(base, place.w, position, piece));
                 }
             }
             workgroupBarrier();
         }
 
-        parts[ids.local] = out4;
-        workgroupBarrier();
-        var total = vec4<f32>();
-        if (split == 0u) {
-            for (var s = 0u; s < splits; s++) {
-                total += parts[s * HEAD_DIM + element];
-            }
-        }
-        workgroupBarrier();
-        parts[ids.local] = sum4;
-        workgroupBarrier();
-        if (split == 0u) {
-            var sum = vec4<f32>();
-            for (var s = 0u; s < splits; s++) {
-                sum += parts[s * HEAD_DIM];
-            }
-            total /= sum;
-            for (var h = 0u; h < heads; h++) {
-                let head = first + done + h;
-                var v = total[h];
-                if (params.gated != 0u) {
-                    v *= sigmoid(qkv[row * params.stride + head * params.q_stride + HEAD_DIM + element]);
+        let sum = over_splits(ids.local, splits, sum4);
+        for (var j = 0u; j < PIECE; j++) {
+            let total = over_splits(ids.local, splits, of_element(out, j)) / sum;
+            if (split == 0u) {
+                let element = piece * PIECE + j;
+                for (var h = 0u; h < heads; h++) {
+                    let head = first + done + h;
+                    var v = total[h];
+                    if (params.gated != 0u) {
+                        v *= sigmoid(qkv[row * params.stride + head * params.q_stride + HEAD_DIM + element]);
+                    }
+                    let i = head * HEAD_DIM + element;
+                    block[i - first * HEAD_DIM] = v * select(1.0, sign_of(i), params.rotate != 0u);
                 }
-                let i = head * HEAD_DIM + element;
-                block[i - first * HEAD_DIM] = v * select(1.0, sign_of(i), params.rotate != 0u);
             }
         }
         workgroupBarrier();
@@ -140,4 +161,9 @@ fn attend(ids: Ids, group: vec3<u32>, row: u32, slot: u32, position: u32) {
     for (var i = ids.local; i < HEADS * HEAD_DIM; i += WORKGROUP) {
         y[(row * params.heads + first) * HEAD_DIM + i] = scale * block[i];
     }
+}
+
+// The weight of a position of the tile, 0 past its end.
+fn weight_at(i: u32) -> vec4<f32> {
+    return select(vec4<f32>(), scores[min(i, TILE - 1u)], i < TILE);
 }

@@ -68,8 +68,13 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
 
         var read = 0.0;
         if (in_use && !fresh) {
-            for (var i = split; i < params.key_dim; i += SPLITS) {
-                read += state[s + i * params.value_dim] * k[i];
+            for (var start = split; start < params.key_dim; start += 16u * SPLITS) {
+                for (var n = 0u; n < 16u; n++) { // unroll 16
+                    let i = start + n * SPLITS;
+                    let there = i < params.key_dim;
+                    let at = select(split, i, there);
+                    read += state[s + at * params.value_dim] * select(0.0, k[at], there);
+                }
             }
         }
         let seen = column_sum(ids.local, read) * decay * k_scale;
@@ -77,11 +82,19 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
         if (in_use) {
             let v = qkv[row + 2u * keys + head * params.value_dim + column];
             let e = beta * (v - seen) * k_scale;
-            for (var i = split; i < params.key_dim; i += SPLITS) {
-                let at = s + i * params.value_dim;
-                let updated = select(state[at] * decay, 0.0, fresh) + k[i] * e;
-                state[at] = updated;
-                out += updated * q[i];
+            for (var start = split; start < params.key_dim; start += 16u * SPLITS) {
+                var before: array<f32, 16>;
+                for (var n = 0u; n < 16u; n++) { // unroll 16
+                    before[n] = state[s + select(split, start + n * SPLITS, start + n * SPLITS < params.key_dim) * params.value_dim];
+                }
+                for (var n = 0u; n < 16u; n++) { // unroll 16
+                    let i = start + n * SPLITS;
+                    if (i < params.key_dim) {
+                        let updated = select(before[n] * decay, 0.0, fresh) + k[i] * e;
+                        state[s + i * params.value_dim] = updated;
+                        out += updated * q[i];
+                    }
+                }
             }
         }
         let total = column_sum(ids.local, out) * q_scale;

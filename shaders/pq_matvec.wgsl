@@ -108,9 +108,8 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
                         at += weight.chunks;
                         next = four_words(at);
                     }
-                    for (var i = 0u; i < 32u / BITS; i++) {
-                        dots += product(now & mask, base, j, row);
-                        now >>= vec4<u32>(BITS);
+                    for (var i = 0u; i < 32u / BITS; i++) { // unroll 8
+                        dots += product((now >> vec4<u32>(i * BITS % 32u)) & mask, base, j, row);
                         j += weight.chunks;
                     }
                 }

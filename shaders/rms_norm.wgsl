@@ -10,8 +10,12 @@
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let row = group.y * params.dim;
     var squares = 0.0;
-    for (var i = ids.local; i < params.dim; i += WORKGROUP) {
-        squares += x[row + i] * x[row + i];
+    for (var start = ids.local; start < params.dim; start += 8u * WORKGROUP) {
+        for (var k = 0u; k < 8u; k++) { // unroll 8
+            let i = start + k * WORKGROUP;
+            let v = select(0.0, x[row + min(i, params.dim - 1u)], i < params.dim);
+            squares += v * v;
+        }
     }
     let mean = workgroup_sum(ids, squares) / f32(params.dim);
     let norm = 1.0 / sqrt(mean + params.eps);

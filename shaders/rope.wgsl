@@ -1,11 +1,12 @@
 // Norm and rotary position embedding of one head, for the kernels that need them. Uses `rope: RopeCacheParams`.
 
-// The largest head.
-const MAX_HEAD = 256u;
-
 override HAS_NORMS: bool;
+// Elements of the heads that a workgroup prepares at a time.
+override HEAD_ROOM: u32;
 
-var<workgroup> head: array<f32, MAX_HEAD>;
+var<workgroup> head: array<f32, HEAD_ROOM>;
+// Parts of the sums of squares: 16 of each head.
+var<workgroup> squares: array<f32, 80>;
 
 // Sine and cosine of an angle of up to 2^18 radians. By hand, since a device's own may be off by 2^-11: reduced to one
 // turn (exactly in the first two steps), then to an eighth of a turn either way, and there a Taylor series.
@@ -22,36 +23,42 @@ fn turn(angle: f32) -> vec2<f32> {
     return swapped * vec2<f32>(select(1.0, -1.0, quadrant >= 2), select(1.0, -1.0, quadrant == 1 || quadrant == 2));
 }
 
-// Loads the head at `qkv[at..]` into `head`, and normalises it with the query's or key's norm.
-fn load_head(ids: Ids, at: u32, is_key: bool) {
-    var squares = 0.0;
-    for (var i = ids.local; i < rope.head_dim; i += WORKGROUP) {
-        head[i] = qkv[at + i];
-        squares += head[i] * head[i];
-    }
+// Normalises the `count` heads in `head`, from number `keys` on with the keys' norm, and turns them.
+fn prepare_heads(local: u32, count: u32, keys: u32, position: u32) {
+    let dim = rope.head_dim;
+    workgroupBarrier();
     if (HAS_NORMS) {
-        let norm = 1.0 / sqrt(workgroup_sum(ids, squares) / f32(rope.head_dim) + rope.eps);
-        for (var i = ids.local; i < rope.head_dim; i += WORKGROUP) {
-            var weight = q_norm[i];
-            if (is_key) {
-                weight = k_norm[i];
+        for (var p = local; p < 16u * count; p += WORKGROUP) {
+            var sum = 0.0;
+            for (var i = p % 16u; i < dim; i += 16u) {
+                let v = head[p / 16u * dim + i];
+                sum += v * v;
             }
-            head[i] = (weight + rope.weight_offset) * (head[i] * norm);
+            squares[p] = sum;
         }
+        workgroupBarrier();
+        for (var i = local; i < count * dim; i += WORKGROUP) {
+            let h = i / dim;
+            var sum = 0.0;
+            for (var p = 0u; p < 16u; p++) {
+                sum += squares[16u * h + p];
+            }
+            var weight = q_norm[i % dim];
+            if (h >= keys) {
+                weight = k_norm[i % dim];
+            }
+            head[i] = (weight + rope.weight_offset) * (head[i] * (1.0 / sqrt(sum / f32(dim) + rope.eps)));
+        }
+        workgroupBarrier();
+    }
+    let half = rope.rotary_dim / 2u;
+    for (var p = local; p < count * half; p += WORKGROUP) {
+        let i = p / half * dim + p % half;
+        let t = turn(f32(position) * inv_freq[p % half]);
+        let a = head[i];
+        let b = head[i + half];
+        head[i] = a * t.y - b * t.x;
+        head[i + half] = b * t.y + a * t.x;
     }
     workgroupBarrier();
-}
-
-// Element i of `head` after rotary embedding.
-fn turned(i: u32, position: u32) -> f32 {
-    let half = rope.rotary_dim / 2u;
-    if (i >= rope.rotary_dim) {
-        return head[i];
-    }
-    let pair = i % half;
-    let t = turn(f32(position) * inv_freq[pair]);
-    if (i < half) {
-        return head[i] * t.y - head[i + half] * t.x;
-    }
-    return head[i] * t.y + head[pair] * t.x;
 }

@@ -9,36 +9,41 @@
 @group(0) @binding(4) var<storage, read> k_norm: array<f32>; // [head_dim]
 @group(0) @binding(5) var<storage, read> inv_freq: array<f32>; // [rotary_dim / 2]
 @group(0) @binding(6) var<storage, read> rows: array<vec2<u32>>; // [rows]: slot, position
-@group(0) @binding(7) var<storage, read_write> k_cache: array<f32>; // [slots, kv_heads, context, head_dim]
-@group(0) @binding(8) var<storage, read_write> v_cache: array<f32>; // [slots, kv_heads, context, head_dim]
+@group(0) @binding(7) var<storage, read_write> k_cache: array<Piece>; // [slots, kv_heads, context, pieces]
+@group(0) @binding(8) var<storage, read_write> v_cache: array<Piece>; // [slots, kv_heads, context, pieces]
 @group(0) @binding(9) var<storage, read_write> y: array<f32>; // [rows, heads * head_dim]
 
 // The row's own key and value of the current key/value head.
-var<workgroup> own_key: array<f32, HEAD_DIM>;
-var<workgroup> own_value: array<f32, HEAD_DIM>;
+var<workgroup> own_key: array<Piece, PIECES>;
+var<workgroup> own_value: array<Piece, PIECES>;
 
 fn load_queries(ids: Ids, row: u32, position: u32, first: u32, heads: u32, kv: u32) {
-    for (var h = 0u; h < heads; h++) {
-        load_head(ids, row * params.stride + (first + h) * params.q_stride, false);
-        for (var e = ids.local; e < HEAD_DIM; e += WORKGROUP) {
-            if (h == 0u) {
-                queries[e] = vec4<f32>();
-            }
-            queries[e][h] = params.scale * turned(e, position);
-        }
-        workgroupBarrier();
+    let at = row * params.stride;
+    for (var i = ids.local; i < (heads + 1u) * HEAD_DIM; i += WORKGROUP) {
+        let h = i / HEAD_DIM;
+        let start = select((first + h) * params.q_stride, rope.k_offset + kv * HEAD_DIM, h == heads);
+        head[i] = qkv[at + start + i % HEAD_DIM];
     }
-    let k = row * params.stride + rope.k_offset + kv * HEAD_DIM;
-    let v = row * params.stride + rope.v_offset + kv * HEAD_DIM;
-    load_head(ids, k, true);
+    prepare_heads(ids.local, heads + 1u, heads, position);
     let writes = first == kv * (params.heads / params.kv_heads);
-    let cached = ((rows[row].x * params.kv_heads + kv) * params.context + position) * HEAD_DIM;
-    for (var e = ids.local; e < HEAD_DIM; e += WORKGROUP) {
-        own_key[e] = turned(e, position);
-        own_value[e] = qkv[v + e];
+    let cached = ((rows[row].x * params.kv_heads + kv) * params.context + position) * PIECES;
+    for (var e = ids.local; e < PIECES; e += WORKGROUP) {
+        var q = Heads();
+        var k = Piece();
+        var v = Piece();
+        for (var j = 0u; j < PIECE; j++) {
+            for (var h = 0u; h < heads; h++) {
+                set_head(&q, j, h, params.scale * head[h * HEAD_DIM + e * PIECE + j]);
+            }
+            set_element(&k, j, head[heads * HEAD_DIM + e * PIECE + j]);
+            set_element(&v, j, qkv[at + rope.v_offset + kv * HEAD_DIM + e * PIECE + j]);
+        }
+        queries[e] = q;
+        own_key[e] = k;
+        own_value[e] = v;
         if (writes) {
-            k_cache[cached + e] = own_key[e];
-            v_cache[cached + e] = own_value[e];
+            k_cache[cached + e] = k;
+            v_cache[cached + e] = v;
         }
     }
     workgroupBarrier();
@@ -46,12 +51,12 @@ fn load_queries(ids: Ids, row: u32, position: u32, first: u32, heads: u32, kv: u
 
 // The cache has nothing yet for the row itself, but is read there as everywhere: a branch would make every read wait.
 
-fn key(base: u32, p: u32, position: u32, e: u32) -> f32 {
-    return select(k_cache[base + p * HEAD_DIM + e], own_key[e], p == position);
+fn key(base: u32, p: u32, position: u32, e: u32) -> Piece {
+    return select(k_cache[base + p * PIECES + e], own_key[e], p == position);
 }
 
-fn value(base: u32, p: u32, position: u32, e: u32) -> f32 {
-    return select(v_cache[base + p * HEAD_DIM + e], own_value[e], p == position);
+fn value(base: u32, p: u32, position: u32, e: u32) -> Piece {
+    return select(v_cache[base + p * PIECES + e], own_value[e], p == position);
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -14,24 +14,25 @@
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let row = group.y * rope.stride;
     let place = rows[group.y];
-    if (group.x < rope.heads) {
-        let at = row + group.x * rope.q_stride;
-        load_head(ids, at, false);
-        for (var i = ids.local; i < rope.head_dim; i += WORKGROUP) {
-            qkv[at + i] = turned(i, place.y);
-        }
-        return;
-    }
     let kv = (group.x - rope.heads) % rope.kv_heads;
     let cached = ((place.x * rope.kv_heads + kv) * rope.context + place.y) * rope.head_dim;
-    if (group.x < rope.heads + rope.kv_heads) {
-        load_head(ids, row + rope.k_offset + kv * rope.head_dim, true);
+    if (group.x >= rope.heads + rope.kv_heads) {
         for (var i = ids.local; i < rope.head_dim; i += WORKGROUP) {
-            k_cache[cached + i] = turned(i, place.y);
+            v_cache[cached + i] = qkv[row + rope.v_offset + kv * rope.head_dim + i];
         }
         return;
     }
+    let is_key = group.x >= rope.heads;
+    let at = row + select(group.x * rope.q_stride, rope.k_offset + kv * rope.head_dim, is_key);
     for (var i = ids.local; i < rope.head_dim; i += WORKGROUP) {
-        v_cache[cached + i] = qkv[row + rope.v_offset + kv * rope.head_dim + i];
+        head[i] = qkv[at + i];
+    }
+    prepare_heads(ids.local, 1u, select(1u, 0u, is_key), place.y);
+    for (var i = ids.local; i < rope.head_dim; i += WORKGROUP) {
+        if (is_key) {
+            k_cache[cached + i] = head[i];
+        } else {
+            qkv[at + i] = head[i];
+        }
     }
 }

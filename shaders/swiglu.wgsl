@@ -12,8 +12,11 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let count = min(size, params.dim - first);
     let gate = 2u * group.y * params.dim + first;
     let up = gate + params.dim;
-    for (var i = ids.local; i < count; i += WORKGROUP) {
-        block[i] = silu(x[gate + i]) * x[up + i] * select(1.0, sign_of(first + i), rotated);
+    for (var start = ids.local; start < count; start += 2u * WORKGROUP) {
+        for (var k = 0u; k < 2u; k++) { // unroll 2
+            let i = min(start + k * WORKGROUP, count - 1u);
+            block[i] = silu(x[gate + i]) * x[up + i] * select(1.0, sign_of(first + i), rotated);
+        }
     }
     let scale = rotate_block(ids.local, count, params.rotate);
     let row = group.y * params.dim + first;

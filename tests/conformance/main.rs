@@ -4,7 +4,7 @@
 
 mod attention;
 mod causal_conv;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod decode;
 mod delta_rule;
 mod dense_matmul;
@@ -39,6 +39,15 @@ conformance!(wgpu_full, crate::wgpu::full());
 
 #[cfg(feature = "wgpu")]
 conformance!(wgpu_plain, crate::wgpu::plain());
+
+#[cfg(feature = "wgpu")]
+conformance!(wgpu_lut, crate::wgpu::lut(), [forward, pq_matmul], harness::EXACT);
+
+#[cfg(feature = "wgpu")]
+conformance!(wgpu_half, crate::wgpu::half(), [forward, pq_matmul], harness::HALF);
+
+#[cfg(feature = "wgpu")]
+conformance!(wgpu_decode, crate::wgpu::full(), [decode], harness::EXACT);
 
 #[cfg(feature = "cuda")]
 conformance!(cuda, cuda(Precision::Single));

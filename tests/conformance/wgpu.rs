@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use fasq::backend::cpu::Cpu;
-use fasq::backend::wgpu::{Options, Wgpu};
+use fasq::backend::wgpu::{Matmul, Options, Wgpu};
 use fasq::backend::{Backend, Dtype, WeightData};
 use fasq::config::{Mixer, ModelConfig};
 use fasq::eval::perplexity::{Protocol, perplexity};
@@ -18,16 +18,40 @@ fn open(device: &'static OnceLock<Option<Wgpu>>, options: Options) -> Option<Wgp
     opened.clone()
 }
 
-/// Everything that the adapter offers.
+/// Everything that the adapter offers, in f32.
 pub fn full() -> Option<Wgpu> {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
-    open(&DEVICE, Options::default())
+    open(&DEVICE, Options { matmul: Some(Matmul::Tile), ..Options::default() })
 }
 
-/// Without subgroups, and with weights bound in small slices.
+/// Many rows by looking products up.
+pub fn lut() -> Option<Wgpu> {
+    static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
+    open(&DEVICE, Options { matmul: Some(Matmul::Lut), ..Options::default() })
+}
+
+/// What users run: many rows go through matrix units in f16, where there are any.
+pub fn half() -> Option<Wgpu> {
+    static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
+    let device = open(&DEVICE, Options::default())?;
+    if !device.has_tensor() {
+        eprintln!("NOT TESTED: no matrix units");
+        return None;
+    }
+    Some(device)
+}
+
+/// Without subgroups, with as little workgroup memory as every adapter has, and with weights bound in small slices.
 pub fn plain() -> Option<Wgpu> {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
-    open(&DEVICE, Options { subgroups: false, weight_slice: 1 << 17, ..Options::default() })
+    let options = Options {
+        subgroups: false,
+        matmul: Some(Matmul::Tile),
+        weight_slice: 1 << 17,
+        workgroup_memory: 16 << 10,
+        ..Options::default()
+    };
+    open(&DEVICE, options)
 }
 
 /// Kernels of a decoded token at most: for each layer, and for embedding, gathering, the last norm and the head.
@@ -76,6 +100,21 @@ fn the_demo_model_has_the_perplexity_of_the_cpu() {
     let Some(device) = full() else { return };
     let (expected, found) = (demo_perplexity(Cpu), demo_perplexity(device));
     assert!((found / expected - 1.0).abs() < 1e-3, "cpu: {expected}, wgpu: {found}");
+}
+
+#[test]
+fn a_model_larger_than_the_memory_is_an_error() {
+    static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
+    let Some(device) = open(&DEVICE, Options { memory: 100 << 20, ..Options::default() }) else { return };
+    assert!(device.check_room(30 << 20).is_ok());
+    let error = device.check_room(5 << 30).err().expect("an error").to_string();
+    assert!(error.contains("has 0.10 GiB of memory, the model takes 5.06 GiB"), "{error}");
+    // What the adapter itself has is finite, where it tells.
+    let Some(device) = full() else { return };
+    assert!(device.check_room(1 << 20).is_ok());
+    if cfg!(not(target_vendor = "apple")) {
+        assert!(device.check_room(1 << 50).is_err());
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-/** Where a model runs: WebGPU where there is some and the CPU otherwise, or one of them. */
+/** Where a model runs: WebGPU where there is a GPU behind it and the CPU otherwise, or one of them. */
 export type Backend = "auto" | "wgpu" | "cpu";
 
 export interface ModelInfo {

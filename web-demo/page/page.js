@@ -6,6 +6,12 @@ const MIB = 1024 * 1024;
 const $ = (id) => document.getElementById(id);
 const [status, progress, form, output] = ["status", "progress", "form", "output"].map($);
 let worker = null;
+// Loads the model at hand again.
+let again = null;
+// Models asked for so far: only the last one's bytes are wanted when they come.
+let asked = 0;
+// A page's memory holds a file twice while it is loaded.
+const MOST = 1.5 * 1024 * MIB;
 
 function say(text, isError = false) {
   status.textContent = text;
@@ -15,7 +21,7 @@ function say(text, isError = false) {
 function ready(isReady, isWriting = false) {
   $("generate").disabled = !isReady || isWriting;
   $("stop").disabled = !isWriting;
-  for (const id of ["demo", "file"]) $(id).disabled = isWriting;
+  for (const id of ["demo", "file", "backend"]) $(id).disabled = isWriting;
 }
 
 // The demo model, from the browser's cache where it is there.
@@ -46,11 +52,14 @@ async function fetchDemo() {
 // Loads a model in a worker of its own: the last one's memory goes with its worker.
 async function load(name, bytesOf) {
   worker?.terminate();
+  again = () => load(name, bytesOf);
+  const number = ++asked;
   ready(false);
   $("about").hidden = true;
   say(`Reading ${name} …`);
   try {
     const bytes = await bytesOf();
+    if (number !== asked) return;
     progress.hidden = true;
     say(`Loading ${name} …`);
     worker = new Worker("worker.js", { type: "module" });
@@ -58,6 +67,7 @@ async function load(name, bytesOf) {
     worker.onerror = (event) => fail(event.message || "the page's own script could not be loaded");
     worker.postMessage({ type: "load", bytes, backend: $("backend").value }, [bytes.buffer]);
   } catch (error) {
+    if (number !== asked) return;
     progress.hidden = true;
     fail(error.message);
   }
@@ -88,10 +98,10 @@ const events = {
       ...(adapter
         ? [["Limits", `${adapter.maxStorageBufferBindingSize / MIB} MiB a binding, ${adapter.maxBufferSize / MIB} MiB a buffer`]]
         : []),
-      ...(info.fallback ? [["No WebGPU", info.fallback]] : []),
+      ...(info.fallback ? [["Why not WebGPU", info.fallback]] : []),
     ]);
     $("about").hidden = false;
-    say(info.fallback ? `No WebGPU (${info.fallback}): the CPU does it, slowly.` : "Ready.");
+    say(info.fallback ? `Not through WebGPU (${info.fallback}): the CPU does it.` : "Ready.");
     ready(true);
   },
   piece({ piece }) {
@@ -133,7 +143,12 @@ $("stop").addEventListener("click", () => worker.postMessage({ type: "stop" }));
 $("demo").addEventListener("click", () => load(DEMO, fetchDemo));
 
 function take(file) {
-  if (file) load(file.name, async () => new Uint8Array(await file.arrayBuffer()));
+  if (!file) return;
+  load(file.name, async () => {
+    const gib = (bytes) => (bytes / 1024 / MIB).toFixed(1);
+    if (file.size > MOST) throw new Error(`${file.name} has ${gib(file.size)} GiB; a page can hold ${gib(MOST)} GiB`);
+    return new Uint8Array(await file.arrayBuffer());
+  });
 }
 $("file").addEventListener("change", (event) => {
   take(event.target.files[0]);
@@ -147,5 +162,12 @@ document.addEventListener("drop", (event) => {
   take(event.dataTransfer.files[0]);
 });
 
+$("backend").addEventListener("change", () => {
+  if ($("stop").disabled) again();
+});
+
+// page.html?backend=wgpu: where to run, from the start.
+const wanted = new URLSearchParams(location.search).get("backend");
+if ([...$("backend").options].some(({ value }) => value === wanted)) $("backend").value = wanted;
 ready(false);
 load(DEMO, fetchDemo);

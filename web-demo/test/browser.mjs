@@ -43,8 +43,9 @@ const status = (page) => page.textContent("#status");
 const failed = (page) => page.waitForSelector("#status.error", { timeout: TIMEOUT });
 const idle = (page) => page.waitForSelector("#generate:enabled", { timeout: TIMEOUT });
 
-// Loads the page, and what it loads by itself; `prelude` runs first in the model's worker.
-async function open(browser, url, prelude = "") {
+// Loads the page, and what it loads by itself: through WebGPU if nothing else is said, for here WebGPU is SwiftShader, to
+// which the page would prefer the CPU. `prelude` runs first in the model's worker.
+async function open(browser, url, { prelude = "", backend = "wgpu" } = {}) {
   const page = await browser.newPage({ viewport: { width: 1200, height: 800 } });
   const strangers = [];
   page.on("request", (request) => {
@@ -56,7 +57,7 @@ async function open(browser, url, prelude = "") {
       await route.fulfill({ response, body: prelude + (await response.text()) });
     });
   }
-  await page.goto(url);
+  await page.goto(`${url}?backend=${backend}`);
   return { page, strangers };
 }
 
@@ -78,6 +79,14 @@ async function greedy(page) {
   await idle(page);
   assert.match(await status(page), /16 tokens, [\d.]+ tokens\/s, first after [\d.]+ s; token limit/);
   assert.equal(await page.textContent("#output"), PROMPT + EXPECTED);
+}
+
+// The page is usable again.
+async function onCpu(page) {
+  await page.selectOption("#backend", "cpu");
+  await page.click("#demo");
+  await idle(page);
+  await greedy(page);
 }
 
 async function screenshot(page, name) {
@@ -134,13 +143,10 @@ const tests = {
 
   async "an adapter below the limits"(browser, url) {
     const low = "Object.defineProperty(GPUSupportedLimits.prototype, 'maxStorageBufferBindingSize', { get: () => 2 ** 17 });";
-    const { page } = await open(browser, url, low);
-    await idle(page);
-    assert.match(await status(page), /No WebGPU .*: the CPU does it/);
-    await page.selectOption("#backend", "wgpu");
-    await page.click("#demo");
+    const { page } = await open(browser, url, { prelude: low });
     await failed(page);
     assert.match(await status(page), /the adapter takes buffers of up to 0\.1\d MiB/);
+    await onCpu(page);
   },
 
   async "a model larger than the adapter's memory"(browser, url) {
@@ -149,9 +155,10 @@ const tests = {
         const size = descriptor.size > 4e6 ? 2 ** 40 : descriptor.size;
         return create.call(this, { ...descriptor, size });
       };`;
-    const { page } = await open(browser, url, full);
-    await idle(page);
-    assert.match(await status(page), /No WebGPU \(backend wgpu: the adapter: .*\): the CPU does it/s);
+    const { page } = await open(browser, url, { prelude: full });
+    await failed(page);
+    assert.match(await status(page), /backend wgpu: the adapter: .*choose a model to begin again/s);
+    await onCpu(page);
   },
 
   async "a lost device"(browser, url) {
@@ -162,23 +169,44 @@ const tests = {
         new BroadcastChannel("lose").onmessage = () => device.destroy();
         return device;
       };`;
-    const { page } = await open(browser, url, lose);
+    const { page } = await open(browser, url, { prelude: lose });
     await idle(page);
     await write(page, 500);
     await written(page);
     await page.evaluate(() => new BroadcastChannel("lose").postMessage("now"));
     await failed(page);
     assert.match(await status(page), /the adapter was lost: .* choose a model to begin again/);
-    await page.selectOption("#backend", "cpu");
-    await page.click("#demo");
+    await onCpu(page);
+  },
+
+  async "a model larger than a page"(browser, url) {
+    const { page } = await open(browser, url, { backend: "cpu" });
     await idle(page);
-    await greedy(page);
+    await page.evaluate(() => Object.defineProperty(File.prototype, "size", { get: () => 7 * 2 ** 30 }));
+    const large = { name: "large.fasq", mimeType: "application/octet-stream", buffer: Buffer.from("seven GiB") };
+    await page.setInputFiles("#file", large);
+    await failed(page);
+    assert.match(await status(page), /large\.fasq has 7\.0 GiB; a page can hold 1\.5 GiB/);
+    await onCpu(page);
+  },
+
+  async "a CPU behind WebGPU"(browser, url) {
+    const { page } = await open(browser, url, { backend: "auto" });
+    await idle(page);
+    assert.match(await status(page), /Not through WebGPU \(its adapter, .*swiftshader.*, is the CPU itself\): the CPU does it/i);
+    assert.match(await page.innerText("#facts"), /Runs on\s+cpu/);
+    // The choice is the user's.
+    await page.selectOption("#backend", "wgpu");
+    await page.waitForSelector("#generate:disabled");
+    await idle(page);
+    assert.match(await page.innerText("#facts"), /Runs on\s+WebGPU: \S/);
   },
 
   async "no WebGPU"(browser, url) {
-    const { page } = await open(browser, url, "Object.defineProperty(navigator, 'gpu', { value: undefined });");
+    const none = "Object.defineProperty(navigator, 'gpu', { value: undefined });";
+    const { page } = await open(browser, url, { prelude: none, backend: "auto" });
     await idle(page);
-    assert.match(await status(page), /No WebGPU \(this browser has no WebGPU\): the CPU does it/);
+    assert.match(await status(page), /Not through WebGPU \(this browser has no WebGPU\): the CPU does it/);
     await greedy(page);
     await screenshot(page, "cpu");
   },

@@ -4,25 +4,23 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::pipelines::Arg;
-use super::weight::{ALIGN, Layout, Slice, Weight};
+use super::weight::Weight;
 use super::{Buffer, Commands, Wgpu};
-use crate::backend::{Backend, WeightData};
+use crate::backend::{Backend, Key, WeightData};
 use crate::ops::{self, RopeCacheParams};
 use crate::{Error, Result};
 
-/// Up to this many rows, a product-quantized weight is multiplied row by row without decoding it.
-const MATVEC_ROWS: usize = 4;
-/// Workgroups that keep a GPU busy.
-const BUSY: usize = 512;
-/// Workgroup memory of the linear kernels besides their table.
-const TILES_MEMORY: usize = 13 << 10;
 /// Largest block of a rotation, head of attention and key of a delta net, as in the shaders.
 const MAX_BLOCK: usize = 512;
 const MAX_HEAD: usize = 256;
+/// Workgroup memory that attention in pieces of four elements takes, at most.
+const WIDE_MEMORY: u32 = 32 << 10;
 /// Most taps of a convolution.
 const MAX_KERNEL: usize = 8;
 /// Columns of a delta net's state that a workgroup takes.
 const DELTA_COLUMNS: usize = 32;
+/// Parts of a row in argmax.wgsl.
+const ARGMAX_PARTS: usize = 64;
 
 /// A recorded `rope_cache`, with handles on its buffers.
 pub struct Rope {
@@ -38,7 +36,7 @@ pub struct Rope {
 
 impl Wgpu {
     /// Starts the `rope_cache` that waits for an attention, if there is one.
-    fn flush_rope(&self, c: &mut Commands) -> Result<()> {
+    pub(super) fn flush_rope(&self, c: &mut Commands) -> Result<()> {
         let Some(rope) = c.rope.take() else { return Ok(()) };
         let nothing = &self.0.nothing;
         let p = rope.params;
@@ -52,13 +50,13 @@ impl Wgpu {
             Arg::Buffer(&rope.k_cache),
             Arg::Buffer(&rope.v_cache),
         ];
-        let constants = [("HAS_NORMS", rope.q_norm.is_some().into())];
+        let constants = [("HAS_NORMS", rope.q_norm.is_some().into()), ("HEAD_ROOM", p.head_dim)];
         let grid = [(p.heads + 2 * p.kv_heads) as usize, p.rows as usize];
-        self.dispatch(&mut c.pass, "rope_cache", &constants, &args, grid)
+        self.dispatch(c, "rope_cache", &constants, &args, grid)
     }
 
     /// Records a kernel after everything before it.
-    fn kernel(
+    pub(super) fn kernel(
         &self,
         c: &mut Commands,
         name: &'static str,
@@ -67,82 +65,13 @@ impl Wgpu {
         grid: [usize; 2],
     ) -> Result<()> {
         self.flush_rope(c)?;
-        self.dispatch(&mut c.pass, name, constants, args, grid)
+        self.dispatch(c, name, constants, args, grid)
     }
 
     fn rotate_in_place(&self, c: &mut Commands, y: &Buffer, params: ops::RotateParams) -> Result<()> {
         let args = [Arg::Params(params.words()), Arg::Buffer(&self.0.nothing), Arg::Buffer(y)];
         let grid = [params.dim.div_ceil(params.rotate) as usize, params.rows as usize];
         self.kernel(c, "rotate", &[("IN_PLACE", 1)], &args, grid)
-    }
-
-    /// The constants of codes.wgsl for a slice. A CPU's caches hold a table as well as its workgroup memory would.
-    fn codes(&self, slice: &Slice) -> [(&'static str, u32); 6] {
-        let Layout::Pq { d, bits, book, group, .. } = slice.layout else {
-            return [("D", 1), ("BITS", 1), ("BOOK", 1), ("SINGLE", 1), ("SHARED", 0), ("TABLE", 1)];
-        };
-        let room = (self.0.device.workgroup_memory as usize - TILES_MEMORY) / 4;
-        let single = group >= slice.cols.div_ceil(d);
-        let shared = single && book <= room && !self.0.device.is_software();
-        let sizes = [("D", d), ("BITS", bits), ("BOOK", book), ("TABLE", if shared { book } else { 1 })];
-        let [d, bits, book, table] = sizes.map(|(name, value)| (name, value as u32));
-        [d, bits, book, ("SINGLE", single.into()), ("SHARED", shared.into()), table]
-    }
-
-    /// The LANES and TILES of pq_matvec for a slice, and the rows of a workgroup.
-    fn lanes(&self, slice: &Slice) -> (usize, usize, usize) {
-        let workgroup = self.0.device.workgroup("pq_matvec");
-        if self.0.device.is_software() {
-            return (2, 1, 2 * workgroup);
-        }
-        let (streams, tile) = (slice.chunks(), |lanes| 4 * workgroup / lanes);
-        let mut lanes = streams.next_power_of_two().clamp(16, 64);
-        while lanes < streams && lanes < workgroup && slice.rows / tile(lanes) < BUSY {
-            lanes *= 2;
-        }
-        // Rows of a workgroup share a table.
-        let tiles = (slice.rows / tile(lanes) / BUSY).clamp(1, 4).min(ALIGN / tile(lanes));
-        let tiles = 1 << tiles.max(1).ilog2();
-        (lanes, tiles, tile(lanes) * tiles)
-    }
-
-    fn linear_slice(
-        &self,
-        c: &mut Commands,
-        op: &ops::Linear<'_, Buffer, Weight>,
-        slice: &Slice,
-    ) -> Result<()> {
-        let nothing = &self.0.nothing;
-        let rows = op.params.rows as usize;
-        let (x, y) = (Arg::Buffer(op.x), Arg::Buffer(op.y));
-        let (params, weight) = (Arg::Params(op.params.words()), Arg::Params(slice.params()));
-        let has_bias = ("HAS_BIAS", op.bias.is_some().into());
-        let bias = Arg::Buffer(op.bias.unwrap_or(nothing));
-        let words = Arg::Buffer(&slice.words);
-        let Layout::Pq { d, .. } = slice.layout else {
-            let constants = [("FORMAT", slice.layout.format()), has_bias];
-            let args = [params, weight, x, words, bias, y];
-            return self.kernel(
-                c,
-                "dense_matmul",
-                &constants,
-                &args,
-                [slice.rows.div_ceil(self.0.device.workgroup("dense_matmul") / 8), rows.div_ceil(4)],
-            );
-        };
-        let tables = Arg::Buffer(slice.tables.as_ref().unwrap_or(nothing));
-        let places = Arg::Buffer(slice.places.as_ref().unwrap_or(nothing));
-        let args = [params, weight, x, words, tables, places, bias, y];
-        let ragged = ("RAGGED", (slice.chunks() * 32 * d != slice.cols).into());
-        let mut constants = self.codes(slice).to_vec();
-        if rows <= MATVEC_ROWS {
-            let (lanes, tiles, together) = self.lanes(slice);
-            constants.extend([("LANES", lanes as u32), ("TILES", tiles as u32), ragged, has_bias]);
-            self.kernel(c, "pq_matvec", &constants, &args, [slice.rows.div_ceil(together), rows])
-        } else {
-            constants.extend([("STREAMS", (16 / d) as u32), has_bias]);
-            self.kernel(c, "pq_matmul", &constants, &args, [slice.rows.div_ceil(64), rows.div_ceil(128)])
-        }
     }
 }
 
@@ -184,6 +113,10 @@ impl Backend for Wgpu {
         format!("wgpu, {} ({}{software}{subgroups})", device.name(), info.backend)
     }
 
+    fn check_room(&self, bytes: u64) -> Result<()> {
+        self.0.device.check_room(bytes)
+    }
+
     fn alloc(&self, words: usize) -> Result<Buffer> {
         self.storage(words)
     }
@@ -201,39 +134,7 @@ impl Backend for Wgpu {
         if words == 0 {
             return Ok(Vec::new());
         }
-        let device = &self.0.device;
-        let size = 4 * words as u64;
-        let kept = self.0.staging.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let staging = kept.filter(|kept| kept.size() >= size).unwrap_or_else(|| {
-            device.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("results"),
-                size: size.next_power_of_two(),
-                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
-        });
-        let mut encoder = device.device.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(buffer.raw(), 4 * start as u64, &staging, 0, size);
-        device.queue.submit([encoder.finish()]);
-        let (done, mapped) = futures_channel::oneshot::channel();
-        staging.map_async(wgpu::MapMode::Read, 0..size, move |result| {
-            // The receiver is gone only where the reader was dropped.
-            let _ = done.send(result);
-        });
-        #[cfg(not(target_arch = "wasm32"))]
-        device.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| Error::backend("wgpu", e))?;
-        let result = mapped.await;
-        device.check()?;
-        // A buffer that was made is not mapped only where its device is gone, which may be reported later.
-        let lost = |e: String| Error::backend("wgpu", format!("{} was lost: {e}", device.name()));
-        result.map_err(|e| lost(e.to_string()))?.map_err(|e| lost(e.to_string()))?;
-        let data = {
-            let view = staging.get_mapped_range(0..size).map_err(|e| Error::backend("wgpu", e))?;
-            bytemuck::pod_collect_to_vec(&view[..])
-        };
-        staging.unmap();
-        *self.0.staging.lock().unwrap_or_else(PoisonError::into_inner) = Some(staging);
-        Ok(data)
+        self.read_after(&[], buffer, start, words).await
     }
 
     fn weight(&self, blocks: &[WeightData<'_>]) -> Result<Weight> {
@@ -241,17 +142,42 @@ impl Backend for Wgpu {
     }
 
     fn begin(&self) -> Result<Commands> {
-        let mut encoder = self.0.device.device.create_command_encoder(&Default::default());
-        let pass = encoder.begin_compute_pass(&Default::default()).forget_lifetime();
-        Ok(Commands { pass, encoder, rope: None })
+        Ok(Commands::default())
     }
 
-    fn submit(&self, mut commands: Commands) -> Result<()> {
-        self.flush_rope(&mut commands)?;
-        let Commands { pass, encoder, .. } = commands;
-        drop(pass);
-        self.0.device.queue.submit([encoder.finish()]);
-        self.0.device.check()
+    fn submit(&self, commands: Commands) -> Result<()> {
+        self.submit_kernels(&self.finish(commands)?)
+    }
+
+    fn submit_as(&self, commands: Commands, key: Key) -> Result<()> {
+        let kernels = self.finish(commands)?;
+        self.submit_kernels(&kernels)?;
+        self.keep(key, kernels);
+        Ok(())
+    }
+
+    fn replay(&self, key: &Key) -> Result<bool> {
+        self.submit_kept(key)
+    }
+
+    async fn argmax(&self, x: &Buffer, rows: usize, dim: usize) -> Result<Vec<u32>> {
+        let count = 2 * rows * ARGMAX_PARTS;
+        let kept = self.0.found.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let found = match kept.filter(|kept| kept.raw().size() >= 4 * count as u64) {
+            Some(found) => found,
+            None => self.storage(count)?,
+        };
+        let mut commands = Commands::default();
+        let params = Arg::Params(vec![dim as u32, ARGMAX_PARTS as u32, 0, 0]);
+        let args = [params, Arg::Buffer(x), Arg::Buffer(&found)];
+        self.dispatch(&mut commands, "argmax", &[], &args, [ARGMAX_PARTS, rows])?;
+        let words = self.read_after(&self.finish(commands)?, &found, 0, count).await?;
+        *self.0.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+        let largest = |parts: &[u32]| {
+            let parts = parts.chunks_exact(2).map(|part| (f32::from_bits(part[0]), part[1]));
+            parts.fold((f32::NEG_INFINITY, 0), |best, part| if part.0 > best.0 { part } else { best }).1
+        };
+        Ok(words.chunks_exact(2 * ARGMAX_PARTS).map(largest).collect())
     }
 
     fn embed(&self, c: &mut Commands, op: ops::Embed<'_, Buffer, Weight>) -> Result<()> {
@@ -323,7 +249,11 @@ impl Backend for Wgpu {
         if !rotates {
             p.rotate = 0;
         }
-        let sizes = [("HEAD_DIM", p.head_dim), ("HEADS", heads)];
+        let wide = p.head_dim.is_multiple_of(4)
+            && self.0.device.workgroup_memory >= WIDE_MEMORY
+            && (!self.0.device.is_software() || super::switch("wide", 1) == 1);
+        let pieces = p.head_dim / if wide { 4 } else { 1 };
+        let sizes = [("HEAD_DIM", p.head_dim), ("HEADS", heads), ("PIECES", pieces)];
         let grid = [p.heads.div_ceil(heads) as usize, p.rows as usize];
         // Rows of different slots do not see each other's keys: rope_cache can be done by the way.
         let own = |rope: &Rope| {
@@ -343,8 +273,10 @@ impl Backend for Wgpu {
                 Arg::Buffer(op.v_cache),
                 Arg::Buffer(op.y),
             ];
-            let constants = [("HAS_NORMS", rope.q_norm.is_some().into()), sizes[0], sizes[1]];
-            self.kernel(c, "rope_attention", &constants, &args, grid)?;
+            let room = ("HEAD_ROOM", (heads.min(4) + 1) * p.head_dim);
+            let constants = [&[("HAS_NORMS", rope.q_norm.is_some().into()), room][..], &sizes].concat();
+            let name = if wide { "rope_attention_wide" } else { "rope_attention" };
+            self.kernel(c, name, &constants, &args, grid)?;
         } else {
             let args = [
                 Arg::Params(p.words()),
@@ -354,7 +286,7 @@ impl Backend for Wgpu {
                 Arg::Buffer(op.rows),
                 Arg::Buffer(op.y),
             ];
-            self.kernel(c, "attention", &sizes, &args, grid)?;
+            self.kernel(c, if wide { "attention_wide" } else { "attention" }, &sizes, &args, grid)?;
         }
         if rotates {
             return Ok(());

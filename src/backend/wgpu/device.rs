@@ -14,13 +14,38 @@ pub struct Options {
     /// Whether an adapter that computes on the CPU will do.
     pub software: bool,
     pub subgroups: bool,
+    /// How many rows are multiplied by a product-quantized weight, where that takes it; None: the fastest way.
+    pub matmul: Option<Matmul>,
     /// Bytes of a weight that are bound at a time, at most.
     pub weight_slice: u64,
+    /// Bytes of workgroup memory, at most.
+    pub workgroup_memory: u32,
+    /// Bytes of memory for a model, at most.
+    pub memory: u64,
+}
+
+/// How many rows are multiplied by a product-quantized weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matmul {
+    /// Products of x with all centroids are looked up.
+    Lut,
+    /// Tiles of the weight are decoded.
+    Tile,
+    /// Tiles are decoded and multiplied on matrix units, in f16.
+    Tensor,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { index: 0, software: true, subgroups: true, weight_slice: u64::MAX }
+        Self {
+            index: 0,
+            software: true,
+            subgroups: true,
+            matmul: None,
+            weight_slice: u64::MAX,
+            workgroup_memory: WORKGROUP_MEMORY,
+            memory: u64::MAX,
+        }
     }
 }
 
@@ -31,12 +56,20 @@ pub struct Device {
     pub info: wgpu::AdapterInfo,
     /// Whether kernels may use subgroup operations.
     pub subgroups: bool,
+    /// Whether kernels may use matrix units: 16 x 16 x 16, f16 with sums in f32.
+    pub tensor: bool,
+    /// See [`Options::matmul`].
+    pub matmul: Option<Matmul>,
     /// Bytes that one storage binding may have.
     pub max_binding: u64,
     /// Bytes of a weight that are bound at a time.
     pub weight_slice: u64,
     /// Bytes of workgroup memory.
     pub workgroup_memory: u32,
+    /// Bytes of its own memory, where the adapter tells.
+    memory: Option<u64>,
+    /// Workgroups along one dimension of a grid.
+    pub max_grid: usize,
     faults: Arc<Mutex<Faults>>,
 }
 
@@ -48,7 +81,12 @@ struct Faults {
 }
 
 /// Most workgroup memory that is asked for: with more, fewer workgroups fit side by side.
-const WORKGROUP_MEMORY: u32 = 32 << 10;
+const WORKGROUP_MEMORY: u32 = 48 << 10;
+
+const TENSOR: Features = Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(Features::SHADER_F16);
+
+/// Memory beside the weights: activations, a short context, what the driver takes.
+const WORKING_MEMORY: u64 = 64 << 20;
 
 /// Smallest subgroup that the kernels' reductions have room for.
 const MIN_SUBGROUP: u32 = 4;
@@ -64,11 +102,30 @@ impl Device {
             && info.subgroup_min_size >= MIN_SUBGROUP;
         let mut features = Features::empty();
         features.set(Features::SUBGROUP, subgroups);
-        let limits = limits(&adapter.limits());
+        let tensor = offered.contains(TENSOR)
+            && options.matmul.is_none_or(|way| way == Matmul::Tensor)
+            && subgroups
+            && info.subgroup_min_size == 32
+            && info.subgroup_max_size == 32
+            && adapter.cooperative_matrix_properties().iter().any(|p| {
+                [p.m_size, p.n_size, p.k_size] == [16; 3]
+                    && p.ab_type == wgpu::CooperativeScalarType::F16
+                    && p.cr_type == wgpu::CooperativeScalarType::F32
+            });
+        if tensor {
+            features |= TENSOR;
+        }
+        let limits = limits(&adapter.limits(), options.workgroup_memory);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("fasq"),
             required_features: features,
             required_limits: limits.clone(),
+            // SAFETY: cooperative matrices are what this is for; kernels that use them keep within their tiles.
+            experimental_features: if tensor {
+                unsafe { wgpu::ExperimentalFeatures::enabled() }
+            } else {
+                wgpu::ExperimentalFeatures::disabled()
+            },
             ..Default::default()
         };
         let (device, queue) = adapter
@@ -91,11 +148,31 @@ impl Device {
             queue,
             info,
             subgroups,
+            tensor,
+            matmul: options.matmul,
             max_binding,
             weight_slice: max_binding.min(options.weight_slice),
+            memory: memory(&adapter)
+                .or((options.memory < u64::MAX).then_some(options.memory))
+                .map(|n| n.min(options.memory)),
             workgroup_memory: limits.max_compute_workgroup_storage_size,
+            max_grid: limits.max_compute_workgroups_per_dimension as usize,
             faults,
         })
+    }
+
+    /// An error where weights of `bytes` and what goes with them are more than the adapter's memory.
+    pub fn check_room(&self, bytes: u64) -> Result<()> {
+        let needed = bytes.saturating_add(WORKING_MEMORY);
+        match self.memory {
+            Some(memory) if needed > memory => {
+                let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+                let (name, needed, memory) = (self.name(), gib(needed), gib(memory));
+                let why = format!("{name} has {memory:.2} GiB of memory, the model takes {needed:.2} GiB");
+                Err(Error::backend("wgpu", why))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Fails with what the device reported since the last call. A lost device stays lost.
@@ -113,7 +190,16 @@ impl Device {
     /// Invocations of a kernel's workgroup. A CPU runs few of them at a time, and changes between them at each barrier;
     /// but some kernels are made for 256.
     pub fn workgroup(&self, kernel: &str) -> usize {
-        let small = !matches!(kernel, "attention" | "rope_attention" | "pq_matmul");
+        let small = !matches!(
+            kernel,
+            "attention"
+                | "rope_attention"
+                | "attention_wide"
+                | "rope_attention_wide"
+                | "pq_matvec_table"
+                | "pq_matmul"
+                | "pq_matmul_tensor"
+        );
         if self.is_software() && small { 64 } else { 256 }
     }
 
@@ -129,17 +215,36 @@ impl Device {
 }
 
 /// What the kernels need, and of sizes what the adapter offers.
-fn limits(offered: &Limits) -> Limits {
+fn limits(offered: &Limits, workgroup_memory: u32) -> Limits {
     let least = Limits::downlevel_defaults();
     Limits {
         max_storage_buffers_per_shader_stage: 8,
         max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
         max_buffer_size: offered.max_buffer_size,
-        max_compute_workgroup_storage_size: offered
-            .max_compute_workgroup_storage_size
-            .clamp(least.max_compute_workgroup_storage_size, WORKGROUP_MEMORY),
+        max_compute_workgroup_storage_size: offered.max_compute_workgroup_storage_size.min(workgroup_memory),
         ..least
     }
+}
+
+/// Bytes of an adapter's own memory.
+#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+fn memory(adapter: &Adapter) -> Option<u64> {
+    /// VK_MEMORY_HEAP_DEVICE_LOCAL_BIT.
+    const DEVICE_LOCAL: u32 = 1;
+    // SAFETY: the handles are only asked about the memory, while the adapter lives.
+    let heaps = unsafe {
+        let adapter = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = adapter.shared_instance().raw_instance();
+        let memory = instance.get_physical_device_memory_properties(adapter.raw_physical_device());
+        memory.memory_heaps.into_iter().take(memory.memory_heap_count as usize)
+    };
+    heaps.filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0).map(|heap| heap.size).max()
+}
+
+/// Metal shares the machine's memory, and a browser does not tell.
+#[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
+fn memory(_adapter: &Adapter) -> Option<u64> {
+    None
 }
 
 /// An adapter: discrete before integrated before virtual before software.

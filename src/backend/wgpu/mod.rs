@@ -4,19 +4,23 @@
 //! are the same for every token and bind groups are kept.
 
 mod backend;
+mod commands;
 mod device;
+mod linear;
 mod pipelines;
+mod unroll;
 mod weight;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-pub use device::Options;
+pub use commands::Commands;
+pub use device::{Matmul, Options};
 pub use weight::Weight;
 
 use crate::{Error, Result};
 use device::Device;
-use pipelines::{Arg, Cache, Constants};
+use pipelines::Cache;
 
 /// A GPU, opened.
 #[derive(Clone)]
@@ -29,6 +33,8 @@ struct Inner {
     nothing: Buffer,
     /// The buffer that results are read through, when nobody reads.
     staging: Mutex<Option<wgpu::Buffer>>,
+    /// What argmax.wgsl found last.
+    found: Mutex<Option<Buffer>>,
     dispatches: AtomicU64,
 }
 
@@ -68,15 +74,6 @@ impl Buffer {
     }
 }
 
-/// Operations recorded and not yet submitted.
-pub struct Commands {
-    // Before the encoder, which cannot be finished while the pass is open.
-    pass: wgpu::ComputePass<'static>,
-    encoder: wgpu::CommandEncoder,
-    /// A `rope_cache` that the attention after it may take in.
-    rope: Option<backend::Rope>,
-}
-
 impl Wgpu {
     /// Opens the best adapter that the options allow.
     pub async fn open(options: Options) -> Result<Self> {
@@ -89,8 +86,8 @@ impl Wgpu {
             mapped_at_creation: false,
         });
         let nothing = Buffer::new(raw, &cache);
-        let (staging, dispatches) = (Mutex::new(None), AtomicU64::new(0));
-        Ok(Self(Arc::new(Inner { device, cache, nothing, staging, dispatches })))
+        let (staging, found, dispatches) = (Mutex::new(None), Mutex::new(None), AtomicU64::new(0));
+        Ok(Self(Arc::new(Inner { device, cache, nothing, staging, found, dispatches })))
     }
 
     /// [`Wgpu::open`] of any adapter by its number, for a program that can wait.
@@ -110,31 +107,14 @@ impl Wgpu {
         &self.0.device.info
     }
 
+    /// Whether prompts are multiplied on matrix units, in f16.
+    pub fn has_tensor(&self) -> bool {
+        self.0.device.tensor
+    }
+
     /// Bytes of a weight that are bound at a time; a larger one takes several dispatches.
     pub fn weight_slice(&self) -> u64 {
         self.0.device.weight_slice
-    }
-
-    /// Records one kernel on a grid of workgroups.
-    fn dispatch(
-        &self,
-        pass: &mut wgpu::ComputePass<'static>,
-        name: &'static str,
-        constants: Constants<'_>,
-        args: &[Arg<'_>],
-        grid: [usize; 2],
-    ) -> Result<()> {
-        let limit = self.0.device.device.limits().max_compute_workgroups_per_dimension as usize;
-        if let Some(size) = grid.iter().find(|size| **size > limit) {
-            let expected = format!("at most {limit} workgroups");
-            return Err(Error::mismatch(format!("kernel {name}"), expected, size));
-        }
-        let pipeline = self.0.cache.pipeline(&self.0.device, name, constants)?;
-        pass.set_pipeline(&pipeline.pipeline);
-        pass.set_bind_group(0, &self.0.cache.bind_group(&self.0.device, &pipeline, args), &[]);
-        pass.dispatch_workgroups(grid[0] as u32, grid[1] as u32, 1);
-        self.0.dispatches.fetch_add(1, Ordering::Relaxed);
-        Ok(())
     }
 
     /// A storage buffer of `words` zeros.

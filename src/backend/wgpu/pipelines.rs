@@ -6,30 +6,42 @@ use std::sync::{Arc, Mutex, PoisonError};
 use wgpu::util::DeviceExt;
 
 use super::Buffer;
+use super::commands::Kept;
 use super::device::Device;
+use super::unroll::unroll;
 use crate::{Error, Result, ops};
 
 /// Every kernel's name and the texts that it is made of, after the parameter structs and the prelude.
-const KERNELS: [(&str, &[&str]); 14] = [
+const KERNELS: [(&str, &[&str]); 20] = [
     ("embed", &[CODES, include_str!("../../../shaders/embed.wgsl")]),
     ("gather_rows", &[include_str!("../../../shaders/gather_rows.wgsl")]),
     ("rms_norm", &[include_str!("../../../shaders/rms_norm.wgsl")]),
     ("rotate", &[include_str!("../../../shaders/rotate.wgsl")]),
     ("dense_matmul", &[include_str!("../../../shaders/dense_matmul.wgsl")]),
     ("pq_matvec", &[CODES, include_str!("../../../shaders/pq_matvec.wgsl")]),
+    ("pq_matvec_table", &[include_str!("../../../shaders/pq_matvec_table.wgsl")]),
     ("pq_matmul", &[CODES, include_str!("../../../shaders/pq_matmul.wgsl")]),
+    ("pq_matmul_lut", &[CODES, include_str!("../../../shaders/pq_matmul_lut.wgsl")]),
+    ("pq_matmul_tensor", &[include_str!("../../../shaders/pq_matmul_tensor.wgsl")]),
     ("rope_cache", &[ROPE, include_str!("../../../shaders/rope_cache.wgsl")]),
-    ("attention", &[ATTEND, include_str!("../../../shaders/attention.wgsl")]),
-    ("rope_attention", &[ROPE, ATTEND, include_str!("../../../shaders/rope_attention.wgsl")]),
+    ("attention", &[ONE, ATTEND, ATTENTION]),
+    ("attention_wide", &[FOUR, ATTEND, ATTENTION]),
+    ("rope_attention", &[ONE, ROPE, ATTEND, ROPE_ATTENTION]),
+    ("rope_attention_wide", &[FOUR, ROPE, ATTEND, ROPE_ATTENTION]),
     ("swiglu", &[include_str!("../../../shaders/swiglu.wgsl")]),
     ("causal_conv", &[include_str!("../../../shaders/causal_conv.wgsl")]),
     ("delta_rule", &[include_str!("../../../shaders/delta_rule.wgsl")]),
+    ("argmax", &[include_str!("../../../shaders/argmax.wgsl")]),
     ("gated_norm", &[include_str!("../../../shaders/gated_norm.wgsl")]),
 ];
 const PRELUDE: &str = include_str!("../../../shaders/prelude.wgsl");
 const CODES: &str = include_str!("../../../shaders/codes.wgsl");
 const ROPE: &str = include_str!("../../../shaders/rope.wgsl");
 const ATTEND: &str = include_str!("../../../shaders/attend.wgsl");
+const ATTENTION: &str = include_str!("../../../shaders/attention.wgsl");
+const ROPE_ATTENTION: &str = include_str!("../../../shaders/rope_attention.wgsl");
+const ONE: &str = include_str!("../../../shaders/piece1.wgsl");
+const FOUR: &str = include_str!("../../../shaders/piece4.wgsl");
 const SUBGROUP: &str = include_str!("../../../shaders/subgroup.wgsl");
 const SHARED: &str = include_str!("../../../shaders/shared.wgsl");
 
@@ -73,6 +85,8 @@ pub struct Cache {
     modules: Mutex<HashMap<&'static str, Arc<Module>>>,
     pipelines: Mutex<Pipelines>,
     bind_groups: Mutex<HashMap<BindKey, wgpu::BindGroup>>,
+    /// Lists of kernels that were submitted, for the next time.
+    pub kept: Mutex<Vec<Kept>>,
 }
 
 impl Cache {
@@ -142,8 +156,9 @@ impl Cache {
         groups.entry(key).or_insert_with(|| bind(&device.device, pipeline, args)).clone()
     }
 
-    /// Forgets the bind groups with this buffer, which would keep its memory.
+    /// Forgets the bind groups with this buffer, which would keep its memory, and all lists, which may have it.
     pub fn forget(&self, buffer: u64) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let mut groups = self.bind_groups.lock().unwrap_or_else(PoisonError::into_inner);
         groups.retain(|key, _| !key.contains(&buffer));
     }
@@ -181,7 +196,7 @@ fn bind(device: &wgpu::Device, pipeline: &Pipeline, args: &[Arg<'_>]) -> wgpu::B
 
 impl Module {
     fn new(device: &Device, name: &'static str) -> Self {
-        let source = source(name, device.workgroup(name), device.subgroups);
+        let source = source(name, device.workgroup(name), device.subgroups, !device.is_software());
         let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..)
             .zip(bindings(&source))
             .map(|(binding, ty)| wgpu::BindGroupLayoutEntry {
@@ -214,11 +229,14 @@ impl Module {
 }
 
 /// The whole text of a kernel.
-fn source(name: &str, workgroup: usize, subgroups: bool) -> String {
+fn source(name: &str, workgroup: usize, subgroups: bool, unrolled: bool) -> String {
     let own = KERNELS.iter().find(|(kernel, _)| *kernel == name).map_or(&[][..], |(_, texts)| texts);
     let reduction = if subgroups { SUBGROUP } else { SHARED };
     let workgroup = format!("const WORKGROUP = {workgroup}u;\n");
-    [&[ops::WGSL, &workgroup, PRELUDE, reduction], own].concat().concat()
+    let enable =
+        if name.ends_with("_tensor") { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
+    let text = [&[enable, ops::WGSL, &workgroup, PRELUDE, reduction], own].concat().concat();
+    if unrolled { unroll(&text) } else { text }
 }
 
 /// The kinds of a kernel's bindings, which stand in order, each on a line of its own.
@@ -242,11 +260,27 @@ mod tests {
             assert!(KERNELS.iter().any(|(name, _)| *name == kernel.0), "{} is missing", kernel.0);
         }
         for (name, _) in KERNELS {
-            let source = source(name, 256, true);
+            let source = source(name, 256, true, true);
             let storage =
                 |ty: &wgpu::BufferBindingType| matches!(ty, wgpu::BufferBindingType::Storage { .. });
             let buffers = bindings(&source).filter(storage).count();
             assert!((1..=8).contains(&buffers), "{name} binds {buffers} storage buffers");
+        }
+    }
+
+    /// Also the kernels that no software adapter compiles.
+    #[test]
+    fn every_kernel_is_valid() {
+        use wgpu::naga::{front::wgsl, valid};
+        for (name, _) in KERNELS {
+            let source = source(name, 256, true, true);
+            let module =
+                wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
+            let mut validator =
+                valid::Validator::new(valid::ValidationFlags::all(), valid::Capabilities::all());
+            if let Err(e) = validator.validate(&module) {
+                panic!("{name}: {}", e.emit_to_string(&source));
+            }
         }
     }
 }

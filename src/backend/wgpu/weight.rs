@@ -33,6 +33,8 @@ pub(super) struct Slice {
     pub tables: Option<Buffer>,
     /// `[rows]`: scale (f32) and first word of the row's codebooks.
     pub places: Option<Buffer>,
+    /// Whether all rows have the same codebooks.
+    pub together: bool,
 }
 
 /// How the words of a slice are to be read.
@@ -198,6 +200,7 @@ impl Slice {
                 places.extend(rows.flat_map(|n| [matrix.scale(n).to_bits(), base as u32]));
             }
         }
+        let together = places.chunks_exact(2).all(|place| place[1] == 0);
         let upload = |words: &[u32]| -> Result<Option<Buffer>> {
             if words.is_empty() {
                 return Ok(None);
@@ -207,7 +210,7 @@ impl Slice {
             Ok(Some(buffer))
         };
         let (tables, places) = (upload(&tables)?, upload(&places)?);
-        Ok(Self { layout, first, rows, cols, words, tables, places })
+        Ok(Self { layout, first, rows, cols, words, tables, places, together })
     }
 }
 

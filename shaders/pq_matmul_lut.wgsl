@@ -1,0 +1,97 @@
+// y = W x (+ bias) (+ y) for product-quantized W and many rows of x, without decoding W: the products of x with every
+// centroid of a subspace stand in workgroup memory, and a code adds one of them. Workgroup: W_ROWS * WORKGROUP rows of W
+// (x) times 4 rows of x (y), whose sums stay where they are while the subspaces go by.
+//
+// A table costs K * D multiplications and serves W_ROWS * WORKGROUP codes, which cost an addition of four numbers each: D
+// times fewer than multiplying. While one table is read the next is made.
+
+// Rows of W of an invocation.
+const W_ROWS = 4u;
+// Centroids of a codebook.
+override K: u32;
+// 2 * K.
+override PRODUCTS: u32;
+override HAS_BIAS: bool;
+
+@group(0) @binding(0) var<uniform> params: LinearParams;
+@group(0) @binding(1) var<uniform> weight: Weight;
+@group(0) @binding(2) var<storage, read> x: array<f32>; // [rows, weight.cols]
+@group(0) @binding(3) var<storage, read> words: array<u32>; // [weight.rows, weight.stride]
+@group(0) @binding(4) var<storage, read> tables: array<u32>; // [codebooks, K, centroid words]
+@group(0) @binding(5) var<storage, read> places: array<vec2<u32>>; // [weight.rows]: scale (f32), codebooks' first word
+@group(0) @binding(6) var<storage, read> bias: array<f32>; // [out]
+@group(0) @binding(7) var<storage, read_write> y: array<f32>; // [rows, y_stride]
+
+// Four rows of x times each centroid, of the subspace at hand and of the next.
+var<workgroup> products: array<vec4<f32>, PRODUCTS>;
+
+// Element `column` of four rows of x from r on.
+fn column_of(r: u32, column: u32) -> vec4<f32> {
+    let last = params.rows - 1u;
+    let at = min(vec4<u32>(r, r + 1u, r + 2u, r + 3u), vec4<u32>(last)) * weight.cols + min(column, weight.cols - 1u);
+    let four = vec4<f32>(x[at.x], x[at.y], x[at.z], x[at.w]);
+    return select(vec4<f32>(), four, column < weight.cols);
+}
+
+// The products of subspace j, from `to` on.
+fn make_products(local: u32, to: u32, base: u32, r: u32, j: u32) {
+    let place = min(j, (weight.cols - 1u) / D);
+    var xs: array<vec4<f32>, 8>;
+    for (var e = 0u; e < D; e++) {
+        xs[e] = column_of(r, j * D + e);
+    }
+    for (var code = local; code < K; code += WORKGROUP) {
+        let at = centroid(base, place, code);
+        var sum4 = vec4<f32>();
+        for (var e = 0u; e < centroid_words(); e++) {
+            let v = centroid_pair(at, e);
+            sum4 += v.x * xs[2u * e];
+            if (2u * e + 1u < D) {
+                sum4 += v.y * xs[2u * e + 1u];
+            }
+        }
+        products[to + code] = sum4;
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
+    let n = group.x * W_ROWS * WORKGROUP;
+    let r = group.y * 4u;
+    let base = places[n].y;
+    var rows: array<u32, 4>;
+    var sums4: array<vec4<f32>, 4>;
+    for (var k = 0u; k < 4u; k++) { // unroll 4
+        rows[k] = min(n + k * WORKGROUP + ids.local, weight.rows - 1u);
+    }
+    var now = 0u;
+    make_products(ids.local, now, base, r, 0u);
+    workgroupBarrier();
+    for (var c = 0u; c < weight.chunks; c++) {
+        for (var i = 0u; i < 32u; i++) {
+            let last = i == 31u;
+            let next = select((i + 1u) * weight.chunks + c, c + 1u, last);
+            make_products(ids.local, K - now, base, r, next);
+            for (var k = 0u; k < 4u; k++) { // unroll 4
+                sums4[k] += products[now + code_at(rows[k] * weight.stride, i, c)];
+            }
+            now = K - now;
+            workgroupBarrier();
+        }
+    }
+    for (var k = 0u; k < 4u; k++) { // unroll 4
+        let local_row = n + k * WORKGROUP + ids.local;
+        if (local_row < weight.rows) {
+            let at = weight.first + local_row;
+            let scale = bitcast<f32>(places[local_row].x);
+            for (var i = 0u; i < min(4u, params.rows - r); i++) {
+                var v = scale * sums4[k][i];
+                if (HAS_BIAS) {
+                    v += bias[at];
+                }
+                let out = (r + i) * params.y_stride + params.y_offset + at;
+                y[out] = v + select(0.0, y[out], params.accumulate != 0u);
+            }
+        }
+    }
+}

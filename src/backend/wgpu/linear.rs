@@ -1,0 +1,183 @@
+//! Linear layers: which kernel a weight is multiplied with, and how it is specialised.
+
+use super::commands::Commands;
+use super::device::Matmul;
+use super::pipelines::Arg;
+use super::weight::{ALIGN, Layout, Slice, Weight};
+use super::{Buffer, Wgpu};
+use crate::{Result, ops};
+
+/// Up to this many rows, a product-quantized weight is multiplied row by row without decoding it.
+const MATVEC_ROWS: usize = 4;
+/// Workgroups that keep a GPU busy.
+const BUSY: usize = 512;
+/// Workgroup memory of the linear kernels besides their table.
+const TILES_MEMORY: usize = 13 << 10;
+
+/// Most invocations that share a row in pq_matvec_table.wgsl, and workgroups that keep a GPU busy with it.
+const TABLE_LANES: usize = 128;
+const TABLE_BUSY: usize = 800;
+/// Workgroup memory of pq_matmul_tensor.wgsl besides its table.
+const TENSOR_MEMORY: usize = 29 << 10;
+
+impl Wgpu {
+    /// The constants of codes.wgsl for a slice. A CPU's caches hold a table as well as its workgroup memory would.
+    pub(super) fn codes(&self, slice: &Slice) -> [(&'static str, u32); 6] {
+        let Layout::Pq { d, bits, book, group, .. } = slice.layout else {
+            return [("D", 1), ("BITS", 1), ("BOOK", 1), ("SINGLE", 1), ("SHARED", 0), ("TABLE", 1)];
+        };
+        let room = (self.0.device.workgroup_memory as usize - TILES_MEMORY) / 4;
+        let single = group >= slice.cols.div_ceil(d);
+        let shared = single && book <= room && !self.0.device.is_software();
+        let sizes = [("D", d), ("BITS", bits), ("BOOK", book), ("TABLE", if shared { book } else { 1 })];
+        let [d, bits, book, table] = sizes.map(|(name, value)| (name, value as u32));
+        [d, bits, book, ("SINGLE", single.into()), ("SHARED", shared.into()), table]
+    }
+
+    /// The LANES and TILES of pq_matvec for a slice, and the rows of a workgroup.
+    fn lanes(&self, slice: &Slice) -> (usize, usize, usize) {
+        let workgroup = self.0.device.workgroup("pq_matvec");
+        if self.0.device.is_software() {
+            return (2, 1, 2 * workgroup);
+        }
+        let (streams, tile) = (slice.chunks(), |lanes| 4 * workgroup / lanes);
+        let mut lanes = streams.next_power_of_two().clamp(16, 64);
+        while lanes < streams && lanes < workgroup && slice.rows / tile(lanes) < BUSY {
+            lanes *= 2;
+        }
+        // Rows of a workgroup share a table.
+        let tiles = (slice.rows / tile(lanes) / BUSY).clamp(1, 4).min(ALIGN / tile(lanes));
+        let tiles = 1 << tiles.max(1).ilog2();
+        (lanes, tiles, tile(lanes) * tiles)
+    }
+
+    pub(super) fn linear_slice(
+        &self,
+        c: &mut Commands,
+        op: &ops::Linear<'_, Buffer, Weight>,
+        slice: &Slice,
+    ) -> Result<()> {
+        let nothing = &self.0.nothing;
+        let rows = op.params.rows as usize;
+        let (x, y) = (Arg::Buffer(op.x), Arg::Buffer(op.y));
+        let (params, weight) = (Arg::Params(op.params.words()), Arg::Params(slice.params()));
+        let has_bias = ("HAS_BIAS", op.bias.is_some().into());
+        let bias = Arg::Buffer(op.bias.unwrap_or(nothing));
+        let words = Arg::Buffer(&slice.words);
+        let Layout::Pq { d, .. } = slice.layout else {
+            let constants = [("FORMAT", slice.layout.format()), has_bias];
+            let args = [params, weight, x, words, bias, y];
+            return self.kernel(
+                c,
+                "dense_matmul",
+                &constants,
+                &args,
+                [slice.rows.div_ceil(self.0.device.workgroup("dense_matmul") / 8), rows.div_ceil(4)],
+            );
+        };
+        let tables = Arg::Buffer(slice.tables.as_ref().unwrap_or(nothing));
+        let places = Arg::Buffer(slice.places.as_ref().unwrap_or(nothing));
+        let args = [params, weight, x, words, tables, places, bias, y];
+        let ragged = ("RAGGED", (slice.chunks() * 32 * d != slice.cols).into());
+        let mut constants = self.codes(slice).to_vec();
+        if rows <= MATVEC_ROWS
+            && let Some((table, rows_together)) = self.table(slice)
+        {
+            let mut all = table.to_vec();
+            all.extend([ragged, has_bias]);
+            let grid = [slice.rows.div_ceil(rows_together), rows];
+            self.kernel(c, "pq_matvec_table", &all, &args, grid)
+        } else if rows <= MATVEC_ROWS {
+            let (lanes, tiles, together) = self.lanes(slice);
+            constants.extend([("LANES", lanes as u32), ("TILES", tiles as u32), ragged, has_bias]);
+            self.kernel(c, "pq_matvec", &constants, &args, [slice.rows.div_ceil(together), rows])
+        } else {
+            let [d, bits, book, single, shared, table] = self.codes(slice);
+            match self.matmul(slice) {
+                Matmul::Lut => {
+                    let k = book.1 / d.1.div_ceil(2);
+                    let sizes = [("K", k), ("PRODUCTS", 2 * k), ("SHARED", 0), ("TABLE", 1)];
+                    let constants = [&[d, bits, book, single][..], &sizes, &[has_bias]].concat();
+                    let together = 4 * self.0.device.workgroup("pq_matmul_lut");
+                    let grid = [slice.rows.div_ceil(together), rows.div_ceil(4)];
+                    self.kernel(c, "pq_matmul_lut", &constants, &args, grid)
+                }
+                Matmul::Tile => {
+                    let streams = ("STREAMS", 16 / d.1);
+                    let constants = [d, bits, book, single, shared, table, streams, has_bias];
+                    let grid = [slice.rows.div_ceil(64), rows.div_ceil(128)];
+                    self.kernel(c, "pq_matmul", &constants, &args, grid)
+                }
+                Matmul::Tensor => {
+                    let constants = [d, bits, book, ("STREAMS", 32 / d.1), has_bias];
+                    let grid = [slice.rows.div_ceil(128), rows.div_ceil(128)];
+                    self.kernel(c, "pq_matmul_tensor", &constants, &args, grid)
+                }
+            }
+        }
+    }
+
+    /// The way to multiply many rows by a slice.
+    fn matmul(&self, slice: &Slice) -> Matmul {
+        let device = &self.0.device;
+        let Layout::Pq { d, bits, book, group, .. } = slice.layout else { return Matmul::Tile };
+        let memory = device.workgroup_memory as usize;
+        // Whole pairs of columns, one table, codes that fill words.
+        let tensor = device.tensor
+            && [2, 4].contains(&d)
+            && 32 % bits == 0
+            && slice.cols.is_multiple_of(d)
+            && group >= slice.cols.div_ceil(d)
+            && TENSOR_MEMORY + 4 * book <= memory;
+        let lut = slice.together && 32 * book / d.div_ceil(2) + 64 <= memory;
+        match device.matmul {
+            Some(Matmul::Lut) if lut => Matmul::Lut,
+            None | Some(Matmul::Tensor) if tensor => Matmul::Tensor,
+            _ => Matmul::Tile,
+        }
+    }
+
+    /// The constants of pq_matvec_table for a slice, if it is to be used, and the rows of a workgroup.
+    fn table(&self, slice: &Slice) -> Option<([(&'static str, u32); 7], usize)> {
+        let Layout::Pq { d, bits, book, group, .. } = slice.layout else { return None };
+        let single = group >= slice.cols.div_ceil(d);
+        if !single || self.0.device.is_software() {
+            return None;
+        }
+        // Whole codes, of which an invocation has up to 4 words, 32 columns and 16 words of centroids.
+        let few = |words: &usize| {
+            let codes = 32 * words / bits;
+            (32 * words).is_multiple_of(bits)
+                && bits.is_multiple_of(*words)
+                && codes * d <= 32
+                && codes * d.div_ceil(2) <= 16
+        };
+        let words = (1..=4).rev().find(few)?;
+        let workgroup = self.0.device.workgroup("pq_matvec_table");
+        let units = slice.chunks() * bits / words;
+        let lanes = units.next_power_of_two().min(TABLE_LANES);
+        if units > TABLE_LANES {
+            return None;
+        }
+        let together = workgroup / lanes;
+        let mut passes = (ALIGN / together).max(4);
+        while passes > 4 && together * passes > 16 && slice.rows.div_ceil(together * passes) < TABLE_BUSY {
+            passes /= 2;
+        }
+        let parts = passes * workgroup;
+        let memory = 4 * (book + parts + workgroup);
+        if together * passes > ALIGN || memory > self.0.device.workgroup_memory as usize {
+            return None;
+        }
+        let constants = [
+            ("D", d),
+            ("BITS", bits),
+            ("BOOK", book),
+            ("LANES", lanes),
+            ("WORDS", words),
+            ("PASSES", passes),
+            ("PARTS", parts),
+        ];
+        Some((constants.map(|(name, n)| (name, n as u32)), together * passes))
+    }
+}

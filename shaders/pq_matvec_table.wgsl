@@ -1,9 +1,10 @@
-// y = W x (+ bias) (+ y) for few rows of x and a product-quantized W with one codebook, which stands in workgroup memory
-// in COPIES copies. Workgroup: ROWS rows of W (x) times row y of x. LANES invocations share a row of W; each has WORDS
+// y = W x (+ bias) (+ y) for few rows of x and a product-quantized W with one codebook, which stands in workgroup memory.
+// Workgroup: PASSES * WORKGROUP / LANES rows of W (x) times row y of x. LANES invocations share a row of W; each has WORDS
 // words of codes of each of its rows, and their columns of x, which serve all of them, in registers.
 //
-// A lookup is one word of workgroup memory, whose banks give 32 words a clock where no two of 32 neighbouring
-// invocations meet in a bank: so each has its own copy. Codes of the next row are on their way while a row is looked up.
+// What the time goes into is the way of the codes, so those of the next four rows come while four are looked up. On an
+// H200, [28672 x 4096] at 2-256: 100 us with a row ahead, 71 with four, 53 with enough workgroups, 51 with 64 lanes
+// instead of 128; without any lookup 34. Copies of the table for the banks, up to 32, cost more to fill than they save.
 
 override D: u32;
 override BITS: u32;

@@ -18,10 +18,10 @@ fn open(device: &'static OnceLock<Option<Wgpu>>, options: Options) -> Option<Wgp
     opened.clone()
 }
 
-/// Everything that the adapter offers, in f32.
+/// Everything that the adapter offers, in f32, and the kernels that GPUs run.
 pub fn full() -> Option<Wgpu> {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
-    open(&DEVICE, Options { matmul: Some(Matmul::Tile), ..Options::default() })
+    open(&DEVICE, Options { gpu_kernels: true, matmul: Some(Matmul::Tile), ..Options::default() })
 }
 
 /// Many rows by looking products up.
@@ -41,7 +41,7 @@ pub fn half() -> Option<Wgpu> {
     Some(device)
 }
 
-/// Without subgroups, with as little workgroup memory as every adapter has, and with weights bound in small slices.
+/// Without subgroups, the kernels that suit a software adapter where it is one, with as little workgroup memory as every adapter has, and with weights bound in small slices.
 pub fn plain() -> Option<Wgpu> {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
     let options = Options {

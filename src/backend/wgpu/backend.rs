@@ -108,7 +108,7 @@ impl Backend for Wgpu {
     fn describe(&self) -> String {
         let device = &self.0.device;
         let info = &device.info;
-        let software = if device.is_software() { ", on the CPU" } else { "" };
+        let software = if info.device_type == wgpu::DeviceType::Cpu { ", on the CPU" } else { "" };
         let subgroups = if device.subgroups { ", subgroups" } else { "" };
         format!("wgpu, {} ({}{software}{subgroups})", device.name(), info.backend)
     }

@@ -13,6 +13,8 @@ pub struct Options {
     pub index: usize,
     /// Whether an adapter that computes on the CPU will do.
     pub software: bool,
+    /// Whether such an adapter runs the kernels that GPUs do, instead of those that suit a CPU.
+    pub gpu_kernels: bool,
     pub subgroups: bool,
     /// How many rows are multiplied by a product-quantized weight, where that takes it; None: the fastest way.
     pub matmul: Option<Matmul>,
@@ -40,6 +42,7 @@ impl Default for Options {
         Self {
             index: 0,
             software: true,
+            gpu_kernels: false,
             subgroups: true,
             matmul: None,
             weight_slice: u64::MAX,
@@ -54,6 +57,7 @@ pub struct Device {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
     pub info: wgpu::AdapterInfo,
+    software: bool,
     /// Whether kernels may use subgroup operations.
     pub subgroups: bool,
     /// Whether kernels may use matrix units: 16 x 16 x 16, f16 with sums in f32.
@@ -68,6 +72,8 @@ pub struct Device {
     pub workgroup_memory: u32,
     /// Bytes of its own memory, where the adapter tells.
     memory: Option<u64>,
+    /// Invocations of a workgroup.
+    max_invocations: usize,
     /// Workgroups along one dimension of a grid.
     pub max_grid: usize,
     faults: Arc<Mutex<Faults>>,
@@ -146,6 +152,7 @@ impl Device {
         Ok(Self {
             device,
             queue,
+            software: info.device_type == DeviceType::Cpu && !options.gpu_kernels,
             info,
             subgroups,
             tensor,
@@ -156,6 +163,7 @@ impl Device {
                 .or((options.memory < u64::MAX).then_some(options.memory))
                 .map(|n| n.min(options.memory)),
             workgroup_memory: limits.max_compute_workgroup_storage_size,
+            max_invocations: limits.max_compute_invocations_per_workgroup as usize,
             max_grid: limits.max_compute_workgroups_per_dimension as usize,
             faults,
         })
@@ -190,6 +198,9 @@ impl Device {
     /// Invocations of a kernel's workgroup. A CPU runs few of them at a time, and changes between them at each barrier;
     /// but some kernels are made for 256.
     pub fn workgroup(&self, kernel: &str) -> usize {
+        if kernel.ends_with("attention_wide") && !self.is_software() {
+            return self.max_invocations.min(512);
+        }
         let small = !matches!(
             kernel,
             "attention"
@@ -208,9 +219,9 @@ impl Device {
         if self.info.name.is_empty() { "the adapter" } else { &self.info.name }
     }
 
-    /// Whether this adapter computes on the CPU.
+    /// Whether the kernels are those for an adapter that computes on the CPU.
     pub fn is_software(&self) -> bool {
-        self.info.device_type == DeviceType::Cpu
+        self.software
     }
 }
 
@@ -221,6 +232,8 @@ fn limits(offered: &Limits, workgroup_memory: u32) -> Limits {
         max_storage_buffers_per_shader_stage: 8,
         max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
         max_buffer_size: offered.max_buffer_size,
+        max_compute_invocations_per_workgroup: offered.max_compute_invocations_per_workgroup.min(512),
+        max_compute_workgroup_size_x: offered.max_compute_workgroup_size_x.min(512),
         max_compute_workgroup_storage_size: offered.max_compute_workgroup_storage_size.min(workgroup_memory),
         ..least
     }

@@ -155,7 +155,9 @@ impl Wgpu {
         let words = (1..=4).rev().find(few)?;
         let workgroup = self.0.device.workgroup("pq_matvec_table");
         let units = slice.chunks() * bits / words;
-        let lanes = units.next_power_of_two().min(TABLE_LANES);
+        // More rows at a time where there are enough of them.
+        let most = if slice.rows >= 16 * TABLE_BUSY { TABLE_LANES / 2 } else { TABLE_LANES };
+        let lanes = units.next_power_of_two().min(most);
         if units > TABLE_LANES {
             return None;
         }

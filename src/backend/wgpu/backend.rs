@@ -251,7 +251,7 @@ impl Backend for Wgpu {
         }
         let wide = p.head_dim.is_multiple_of(4)
             && self.0.device.workgroup_memory >= WIDE_MEMORY
-            && (!self.0.device.is_software() || super::switch("wide", 1) == 1);
+            && !self.0.device.is_software();
         let pieces = p.head_dim / if wide { 4 } else { 1 };
         let sizes = [("HEAD_DIM", p.head_dim), ("HEADS", heads), ("PIECES", pieces)];
         let grid = [p.heads.div_ceil(heads) as usize, p.rows as usize];

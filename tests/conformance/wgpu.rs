@@ -107,7 +107,7 @@ fn a_model_larger_than_the_memory_is_an_error() {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
     let Some(device) = open(&DEVICE, Options { memory: 100 << 20, ..Options::default() }) else { return };
     assert!(device.check_room(30 << 20).is_ok());
-    let error = device.check_room(5 << 30).err().expect("an error").to_string();
+    let error = device.check_room(5 << 30).expect_err("an error").to_string();
     assert!(error.contains("has 0.10 GiB of memory, the model takes 5.06 GiB"), "{error}");
     // What the adapter itself has is finite, where it tells.
     let Some(device) = full() else { return };

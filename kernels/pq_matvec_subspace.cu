@@ -8,8 +8,14 @@
 // would meet in a bank. So lane (g, t) takes the codes of a group in the order of i ^ g: at any time the 32 lanes look up
 // 32 subspaces, whose entries stand in 32 banks (slot_of).
 // Several matrices that share x, each with its own codebooks, are one launch. Sums over a block's columns go to
-// `partial`; when all blocks have met, each adds a part of them up: no memset, the same result every time. Each lane
-// has the codes of DEPTH tiles and a part of the table on their way before wait_inputs().
+// `partial`, which pq_sum_parts adds up: no atomics, no memset, the same result every time. Each lane has the codes of
+// DEPTH tiles and a part of the table on their way before wait_inputs().
+
+constexpr u32 MATRICES = 4;
+
+// Matrices of `in` columns over the same x, stacked: up to four, the last one repeated.
+struct Matrices { const u32 *codes[MATRICES], *tables[MATRICES]; };
+struct Places { const u16* scales[MATRICES]; u32 rows_end[MATRICES], blocks_end[MATRICES]; };
 
 #ifdef PQ_D
 // Where the entry of subspace j of lanes t stands among a code's 64: any 8, 4 or 2 neighbouring j of the four t are 32
@@ -24,11 +30,7 @@ constexpr bool PRODUCTS = TOKENS == 1;
 constexpr int WORDS = PRODUCTS ? 1 : ENTRY_WORDS;        // of an entry of the table
 constexpr int GROUP = 8 / WORDS;                         // codes that lanes take in orders of their own: 8 words
 constexpr u32 STRIDE = TILE_CODES * WORDS * 4;           // bytes from a code's entries to the next code's
-constexpr u32 K = 1u << BITS, MATRICES = 4;
-
-// Matrices of `in` columns over the same x, stacked: up to four, the last one repeated.
-struct Matrices { const u32 *codes[MATRICES], *tables[MATRICES]; };
-struct Places { const u16* scales[MATRICES]; u32 rows_end[MATRICES], blocks_end[MATRICES]; };
+constexpr u32 K = 1u << BITS;
 
 // v[p] and v[p ^ g] change places.
 template <int N, class T> __device__ __forceinline__ void skew(T (&v)[N], u32 g) {
@@ -155,7 +157,7 @@ __device__ __forceinline__ void load_x(u32 (&b)[NT][STEPS][2], const f32* x, u32
 // The table of code tile `kt`: asked for in parts of FILL quads of slots a thread, the first before its inputs are there.
 constexpr u32 QUADS = TILE_CODES / 4;                    // of a code's 64 entries
 constexpr u32 ROWS_AT_ONCE = THREADS / QUADS, FILLS = (K + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-constexpr u32 FILL_MOST = (WARPS > 16 ? 4 : 8) / ENTRY_WORDS, FILL = FILLS < FILL_MOST ? FILLS : FILL_MOST;
+constexpr u32 FILL = FILLS < 8 / ENTRY_WORDS ? FILLS : 8 / ENTRY_WORDS;
 
 constexpr bool EVEN = K % (ROWS_AT_ONCE * FILL) == 0;
 
@@ -206,19 +208,18 @@ struct Fill {
     }
 };
 
-// What of the neighbouring operations is done here, for one row of x; null where nothing is. Before: x is normalised
-// (RmsNormParams), with `norm` the weights and `normed` where the result is kept. Behind: silu(gate) * up of the two
-// halves of y goes to `gated`.
-struct Neighbours { const f32* norm; f32 *normed, *gated; f32 eps, weight_offset; u32 unused[8]; };
+// A norm that is part of this kernel, for one row of x: its weights (null: no norm), where its result is kept, and
+// RmsNormParams' numbers.
+struct Norm { const f32* weight; f32* normed; f32 eps, weight_offset; u32 unused[10]; };
 
 struct Call {
     const Matrices& matrices;
     const Places& places;
-    const f32 *bias, *x;
-    f32 *y, *partial;
+    const f32* x;
+    f32* partial;
     u32 in, code_tiles;
     const LinearParams& params;
-    const Neighbours& neighbours;
+    const Norm& norm;
 };
 
 // Sums of a code tile's columns for a range of rows of one matrix.
@@ -256,12 +257,12 @@ __device__ __forceinline__ void multiply(const Call& call, u32 block) {
 
     f32 xs[4][D];
     if constexpr (PRODUCTS) {
-        const Neighbours& near = call.neighbours;
+        const Norm& norm = call.norm;
         f32 scale = 1.f;
-        if (near.norm) {
+        if (norm.weight) {
             f32 squares = 0.f;
             for (u32 i = threadIdx.x; i < in; i += THREADS) squares += call.x[i] * call.x[i];
-            scale = rsqrtf(block_sum(squares) / in + near.eps);
+            scale = rsqrtf(block_sum(squares) / in + norm.eps);
         }
 #pragma unroll
         for (u32 n = 0; n < 4; n++) {
@@ -270,9 +271,9 @@ __device__ __forceinline__ void multiply(const Call& call, u32 block) {
 #pragma unroll
             for (u32 e = 0; e < D; e++) {
                 f32 v = column + e < in ? call.x[column + e] : 0.f;
-                if (near.norm && column + e < in) {
-                    v *= scale * (near.norm[column + e] + near.weight_offset);
-                    if (block < code_tiles && threadIdx.x < QUADS) near.normed[column + e] = v;
+                if (norm.weight && column + e < in) {
+                    v *= scale * (norm.weight[column + e] + norm.weight_offset);
+                    if (block < code_tiles && threadIdx.x < QUADS) norm.normed[column + e] = v;
                 }
                 xs[n][e] = v;
             }
@@ -337,81 +338,12 @@ __device__ __forceinline__ void multiply(const Call& call, u32 block) {
     }
 }
 
-// Until every block has come here. Blocks are no more than multiprocessors, so all of them are on their way; one that
-// died would be waited for in vain: some seconds of that end the kernel with an error.
-__device__ u32 arrivals;
-__device__ __forceinline__ void meet() {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        asm volatile("red.add.release.gpu.global.u32 [%0], 1;" ::"l"(&arrivals) : "memory");
-        for (u32 tries = 0, seen = 0; seen < gridDim.x; tries++) {
-            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(&arrivals) : "memory");
-            if (tries >> 24) __trap();
-        }
-        if (atomicAdd(&arrivals, 1) + 1 == 2 * gridDim.x) arrivals = 0; // the last to leave
-    }
-    __syncthreads();
-}
-
-// y of a range of (token, row) from the sums of all columns: a warp takes 32 at a time, or several warps do.
-__device__ __forceinline__ void add_up(const Call& call) {
-    __shared__ f32 sums[THREADS];
-    const u32 out = call.places.rows_end[MATRICES - 1], all = out * call.params.rows;
-    const u32 halves = call.neighbours.gated ? 2 : 1, count = all / halves;
-    const u32 first = (u64)count * blockIdx.x / gridDim.x, last = (u64)count * (blockIdx.x + 1) / gridDim.x;
-    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, pieces = (last - first + 31) / 32;
-    const u32 groups = pieces < WARPS ? WARPS / max(pieces, 1u) : 1, step = WARPS / groups;
-    auto finish = [&](u32 i, f32 sum) {
-        const u32 token = i / out, n = i - token * out;
-        const u16* scales = call.places.scales[0];
-        u32 row0 = 0;
-#pragma unroll
-        for (u32 m = 1; m < MATRICES; m++) {
-            if (n >= call.places.rows_end[m - 1]) scales = call.places.scales[m], row0 = call.places.rows_end[m - 1];
-        }
-        if (scales) sum *= from_f16(scales[n - row0]);
-        f32* at = call.y + (u64)token * call.params.y_stride + call.params.y_offset + n;
-        if (call.bias) sum += call.bias[n];
-        if (call.params.accumulate) sum += *at;
-        return *at = sum;
-    };
-    for (u32 piece0 = 0; piece0 < pieces; piece0 += step) {
-        const u32 group = warp / step, i = first + (piece0 + warp % step) * 32 + lane;
-        f32 sum[2] = {};
-        if (i < last && group < groups) {
-#pragma unroll 4
-            for (u32 k = group; k < call.code_tiles; k += groups) {
-                sum[0] += call.partial[(u64)k * all + i];
-                if (halves > 1) sum[1] += call.partial[(u64)k * all + count + i];
-            }
-        }
-        for (u32 half = 0; half < halves && groups > 1; half++) {
-            __syncthreads();
-            sums[threadIdx.x] = sum[half];
-            __syncthreads();
-            if (group == 0) {
-                for (u32 k = 1; k < groups; k++) sum[half] += sums[k * step * 32 + threadIdx.x];
-            }
-        }
-        if (group || i >= last) continue;
-        const f32 value = finish(i, sum[0]);
-        if (halves > 1) call.neighbours.gated[i] = silu(value) * finish(count + i, sum[1]);
-    }
-}
-
 KERNEL BOUNDS(THREADS, 1)
-pq_matvec_subspace(const __grid_constant__ Matrices matrices, const __grid_constant__ Places places, const f32* bias,
-                   const f32* x, f32* y, f32* partial, u32 in, u32 code_tiles, const __grid_constant__ LinearParams params,
-                   const __grid_constant__ Neighbours neighbours) {
+pq_matvec_subspace(const __grid_constant__ Matrices matrices, const __grid_constant__ Places places, const f32* x,
+                   f32* partial, u32 in, u32 code_tiles, const __grid_constant__ LinearParams params,
+                   const __grid_constant__ Norm norm) {
     release_next();
-    const Call call = {matrices, places, bias, x, y, partial, in, code_tiles, params, neighbours};
-#pragma unroll 1
-    for (u32 block = blockIdx.x; block < places.blocks_end[MATRICES - 1]; block += gridDim.x) {
-        if (block != blockIdx.x) __syncthreads(); // the table is used no more
-        multiply(call, block);
-    }
-    meet();
-    add_up(call);
+    multiply({matrices, places, x, partial, in, code_tiles, params, norm}, blockIdx.x);
 }
 
 #elif defined(PQ_D)
@@ -424,5 +356,62 @@ KERNEL pq_tables(const u32* codebooks, u32* tables, u32 subspaces) {
     const u64 to = ((u64)(s / TILE_CODES) << BITS | code) * TILE_CODES + slot_of(j / LANE_CODES, j % LANE_CODES);
 #pragma unroll
     for (u32 e = 0; e < ENTRY_WORDS; e++) tables[to * ENTRY_WORDS + e] = codebooks[i * ENTRY_WORDS + e];
+}
+#else
+
+// y from the sums of all columns. A block takes a range of (token, row); a warp takes 32 of them at a time, or several
+// warps do. With one row and `gated` not null silu(gate) * up of y's two halves goes there.
+KERNEL BOUNDS(512, 4)
+pq_sum_parts(const __grid_constant__ Places places, const f32* bias, f32* y, const f32* partial, u32 parts,
+             const __grid_constant__ LinearParams params, f32* gated) {
+    constexpr u32 WARPS = 16;
+    __shared__ f32 shared[WARPS * 32];
+    const u32 out = places.rows_end[MATRICES - 1], all = out * params.rows, halves = gated ? 2 : 1;
+    const u32 count = all / halves, first = (u64)count * blockIdx.x / gridDim.x, last = (u64)count * (blockIdx.x + 1) / gridDim.x;
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, pieces = (last - first + 31) / 32;
+    const u32 groups = pieces < WARPS ? WARPS / max(pieces, 1u) : 1, step = WARPS / groups, group = warp / step;
+    release_next();
+    wait_inputs();
+
+    struct Output { f32* at; f32 scale, before; };
+    auto output = [&](u32 i) {
+        const u32 token = i / out, n = i - token * out;
+        const u16* scales = places.scales[0];
+        u32 row0 = 0;
+#pragma unroll
+        for (u32 m = 1; m < MATRICES; m++) {
+            if (n >= places.rows_end[m - 1]) scales = places.scales[m], row0 = places.rows_end[m - 1];
+        }
+        Output to = {y + (u64)token * params.y_stride + params.y_offset + n, 1.f, 0.f};
+        if (scales) to.scale = from_f16(scales[n - row0]);
+        if (bias) to.before = bias[n];
+        if (params.accumulate) to.before += *to.at;
+        return to;
+    };
+    for (u32 piece = 0; piece < pieces; piece += step) {
+        const u32 i = first + (piece + warp % step) * 32 + lane;
+        const bool mine = group == 0 && i < last;
+        f32 value = 0.f;
+        for (u32 half = 0; half < halves; half++) {
+            Output to = {};
+            if (mine) to = output(half * count + i);
+            f32 sum = 0.f;
+            if (group < groups && i < last) {
+#pragma unroll 8
+                for (u32 k = group; k < parts; k += groups) sum += partial[(u64)k * all + half * count + i];
+            }
+            if (groups > 1) {
+                __syncthreads();
+                shared[threadIdx.x] = sum;
+                __syncthreads();
+                for (u32 k = 1; k < groups && mine; k++) sum += shared[k * step * 32 + threadIdx.x];
+            }
+            if (!mine) continue;
+            sum = to.before + sum * to.scale;
+            *to.at = sum;
+            if (half) gated[i] = silu(value) * sum;
+            value = sum;
+        }
+    }
 }
 #endif

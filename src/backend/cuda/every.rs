@@ -19,6 +19,7 @@ pub fn units(limit: usize) -> Vec<Checked> {
         "gather_rows",
         "gram",
         "pq_matmul",
+        "pq_matvec_subspace",
         "quantize",
         "rms_norm",
         "rotate",

@@ -1,25 +1,27 @@
-//! Operations that become part of the matrix beside them: where codebooks stand per subspace, a matrix with one row of x
-//! normalises the row itself, and applies SwiGLU to its own output (kernels/pq_matvec_subspace.cu).
+//! Operations on one row that become part of the matrices beside them, where codebooks stand per subspace
+//! (kernels/pq_matvec_subspace.cu): a norm is done by the kernel that multiplies its result, SwiGLU by the kernel that makes
+//! its input.
 
 use super::commands::{Arg, Kernel, Work};
 use super::step::{number, params};
 
-/// Places of pq_matvec_subspace's arguments.
+/// Places of pq_matvec_subspace's arguments, and of the words of its `Norm`.
 mod matvec {
-    pub const PLACES: usize = 1;
-    pub const X: usize = 3;
-    pub const Y: usize = 4;
-    pub const PARAMS: usize = 8;
-    pub const NEIGHBOURS: usize = 9;
+    pub const X: usize = 2;
+    pub const PARAMS: usize = 6;
+    pub const NORM: usize = 7;
+    pub const WEIGHT: usize = 0;
+    pub const NORMED: usize = 2;
+    pub const EPS: usize = 4;
+    pub const WEIGHT_OFFSET: usize = 5;
 }
 
-/// Words of its `Neighbours`: addresses of the norm's weights, of its result, of SwiGLU's, and the norm's numbers.
-mod neighbours {
-    pub const NORM: usize = 0;
-    pub const NORMED: usize = 2;
-    pub const GATED: usize = 4;
-    pub const EPS: usize = 6;
-    pub const WEIGHT_OFFSET: usize = 7;
+/// Places of pq_sum_parts' arguments.
+mod sum {
+    pub const PLACES: usize = 0;
+    pub const Y: usize = 2;
+    pub const PARAMS: usize = 5;
+    pub const GATED: usize = 6;
 }
 
 /// `work` with what can be part of a matrix moved into it.
@@ -39,13 +41,9 @@ pub fn join(work: &[Work]) -> Vec<Work> {
     joined
 }
 
-/// Whether this is such a matrix with one row of x.
-fn takes_neighbours(kernel: &Kernel) -> bool {
-    kernel.function.entry == "pq_matvec_subspace" && params(kernel, matvec::PARAMS)[0] == 1
-}
-
 fn move_norm(norm: &Kernel, matrix: &mut Kernel) -> bool {
-    if norm.function.entry != "rms_norm" || !takes_neighbours(matrix) {
+    let entries = [norm.function.entry, matrix.function.entry];
+    if entries != ["rms_norm", "pq_matvec_subspace"] || params(matrix, matvec::PARAMS)[0] != 1 {
         return false;
     }
     let (x, weight, y) = (number(norm, 0), number(norm, 1), number(norm, 2));
@@ -54,30 +52,30 @@ fn move_norm(norm: &Kernel, matrix: &mut Kernel) -> bool {
     if rotate > 0 || x == y || number(matrix, matvec::X) != y {
         return false;
     }
-    let mut words = params(matrix, matvec::NEIGHBOURS);
-    set_address(&mut words, neighbours::NORM, weight);
-    set_address(&mut words, neighbours::NORMED, y);
-    words[neighbours::EPS] = eps;
-    words[neighbours::WEIGHT_OFFSET] = offset;
+    let mut words = params(matrix, matvec::NORM);
+    set_address(&mut words, matvec::WEIGHT, weight);
+    set_address(&mut words, matvec::NORMED, y);
+    words[matvec::EPS] = eps;
+    words[matvec::WEIGHT_OFFSET] = offset;
     matrix.args[matvec::X] = Arg::Address(x);
-    matrix.args[matvec::NEIGHBOURS] = Arg::Params(words);
+    matrix.args[matvec::NORM] = Arg::Params(words);
     true
 }
 
-fn move_swiglu(matrix: &mut Kernel, swiglu: &Kernel) -> bool {
-    if swiglu.function.entry != "swiglu" || !takes_neighbours(matrix) {
+fn move_swiglu(sums: &mut Kernel, swiglu: &Kernel) -> bool {
+    if [sums.function.entry, swiglu.function.entry] != ["pq_sum_parts", "swiglu"] {
         return false;
     }
-    // SwiGluParams: rows, dim, rotate; LinearParams: rows, y_stride, y_offset, accumulate.
+    // SwiGluParams: rows, dim, rotate.
     let [_, dim, rotate, ..] = params(swiglu, 2);
-    let rows = params(matrix, matvec::PLACES)[11]; // the last of rows_end
-    let whole = params(matrix, matvec::PARAMS)[2] == 0 && rows == 2 * dim;
-    if rotate > 0 || !whole || number(matrix, matvec::Y) != number(swiglu, 0) {
+    // LinearParams: rows, y_stride, y_offset, accumulate.
+    let [rows, _, offset, ..] = params(sums, sum::PARAMS);
+    let out = params(sums, sum::PLACES)[11]; // the last of rows_end
+    let whole = (rows, offset, out) == (1, 0, 2 * dim) && number(sums, sum::Y) == number(swiglu, 0);
+    if rotate > 0 || !whole {
         return false;
     }
-    let mut words = params(matrix, matvec::NEIGHBOURS);
-    set_address(&mut words, neighbours::GATED, number(swiglu, 1));
-    matrix.args[matvec::NEIGHBOURS] = Arg::Params(words);
+    sums.args[sum::GATED] = Arg::Address(number(swiglu, 1));
     true
 }
 

@@ -307,12 +307,7 @@ impl MatvecSubspace {
     pub fn new(spec: &PqSpec, rows: u32) -> Self {
         let tokens = tokens(rows);
         // The most warps whose x, codes and addresses fit the registers (tests/cuda_compile.rs).
-        let warps = match (tokens, spec.code_bits()) {
-            (1, 0..=8) if spec.d <= 2 => 32,
-            (1, _) => 16,
-            (2..=8, _) if spec.d <= 4 => 16,
-            _ => 8,
-        };
+        let warps = if tokens == 1 || spec.d <= 4 && tokens <= 8 { 16 } else { 8 };
         let unit = pq("pq_matvec_subspace", spec)
             .with("PQ_TOKENS", tokens)
             .with("PQ_WARPS", warps)

@@ -295,20 +295,30 @@ impl Cuda {
         let heights: Vec<u32> = heights.iter().map(|rows| *rows as u32).collect();
         let matrices = [four.map(|pq| Some(&pq.codes)), four.map(|pq| pq.tables.as_ref())].concat();
         let scales = four.map(|pq| pq.scales.as_ref());
+        let places = [ends(&heights), ends(&blocks)].concat();
         let function = self.device.function(kernel.unit, "pq_matvec_subspace")?;
-        let grid = blocks.iter().sum::<u32>().min(sms);
         c.launch(
-            Launch::new(function, [grid, 1, 1], kernel.warps * 32, kernel.table)
+            Launch::new(function, [blocks.iter().sum(), 1, 1], kernel.warps * 32, kernel.table)
                 .record(&matrices, &[])
-                .record(&scales, &[ends(&heights), ends(&blocks)].concat())
-                .optional(io.bias, parts[0].first as u64 * 4)
+                .record(&scales, &places)
                 .memory_at(io.x, io.x_at(cols))
-                .memory_at(io.y, io.y_at())
                 .memory(&partial)
                 .word(cols as u32)
                 .word(code_tiles)
                 .params(&params.words())
-                .params(&[]), // what becomes part of this kernel; see join.rs
+                .params(&[]), // a norm that becomes part of this kernel; see join.rs
+        );
+        let function = self.device.function(kernels::plain("pq_matvec_subspace"), "pq_sum_parts")?;
+        let grid = (out as u32 * rows).div_ceil(32).min(sms);
+        c.launch(
+            Launch::new(function, [grid, 1, 1], 512, 0)
+                .record(&scales, &places)
+                .optional(io.bias, parts[0].first as u64 * 4)
+                .memory_at(io.y, io.y_at())
+                .memory(&partial)
+                .word(code_tiles)
+                .params(&params.words())
+                .optional(None, 0), // SwiGLU's result, where that becomes part of this kernel
         );
         Ok(())
     }

@@ -361,7 +361,7 @@ KERNEL pq_tables(const u32* codebooks, u32* tables, u32 subspaces) {
 
 // y from the sums of all columns. A block takes a range of (token, row); a warp takes 32 of them at a time, or several
 // warps do. With one row and `gated` not null silu(gate) * up of y's two halves goes there.
-KERNEL BOUNDS(512, 4)
+KERNEL BOUNDS(512, 2)
 pq_sum_parts(const __grid_constant__ Places places, const f32* bias, f32* y, const f32* partial, u32 parts,
              const __grid_constant__ LinearParams params, f32* gated) {
     constexpr u32 WARPS = 16;

@@ -35,10 +35,17 @@ pub fn choose(name: &str) -> Result<Choice> {
         "cuda" => Ok(Choice::Cuda(index)),
         #[cfg(feature = "wgpu")]
         "wgpu" => Ok(Choice::Wgpu(index)),
-        #[cfg(not(all(feature = "wgpu", feature = "cuda")))]
-        "cuda" | "wgpu" => Err(Error::backend(kind, "not built into this program; --device cpu is")),
+        #[cfg(not(feature = "cuda"))]
+        "cuda" => Err(not_built(kind)),
+        #[cfg(not(feature = "wgpu"))]
+        "wgpu" => Err(not_built(kind)),
         _ => Err(bad()),
     }
+}
+
+#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
+fn not_built(kind: &str) -> Error {
+    Error::backend(kind, "not built into this program; --device cpu is")
 }
 
 /// The kind of device that serves best.

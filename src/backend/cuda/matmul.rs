@@ -88,7 +88,7 @@ impl Tiles {
             _ => (kernels::pq("pq_matmul_tiles", spec), 0),
         };
         // Row tiles and column groups of a warp; warps across rows and codes; stages; blocks.
-        let twice = if limit < kernels::ROOMY { 1 } else { 2 };
+        let twice = if limit < kernels::ROOMY || table == 0 { 1 } else { 2 };
         let mut shape @ [_, _, _, _, _, blocks] = match columns {
             0..=8 => [2, 1, 2, 4, 3, twice],
             9..=16 => [2, 2, 2, 4, 3, twice],

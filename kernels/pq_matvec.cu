@@ -5,9 +5,8 @@
 // nothing to f16, and products are summed in f32.
 //
 // pq_matvec_shared: one codebook, in shared memory (see fill_table). A block owns a range of row tiles, its warps
-// share the columns. x is brought into the operand's order once a block, for all columns where there is room, and with
-// one row may be normalised and rotated on the way. Sums meet in shared memory: no atomics, no memset, the same result
-// every time. Each lane has the codes of four tiles on their way; the first of them and the table are asked for before
+// share the columns. x is brought into the operand's order once a block, for all columns where there is room. Sums meet in
+// shared memory: no atomics, no memset, the same result every time. Each lane has the codes of four tiles on their way; the first of them and the table are asked for before
 // wait_inputs(). Bound by memory, then by shared memory's 32 words a clock (a lookup is one): 65 clocks a KB of codes on
 // an H200's multiprocessor, where memory allows 53 and lookups need 32; 79 us for [128256 x 4096] at 2-256, 69 % of peak.
 // Codebooks per subspace are in pq_matvec_subspace.cu.
@@ -65,78 +64,16 @@ __device__ __forceinline__ void stage_plain(u32* stage, const f32* x, u32 rows, 
     }
 }
 
-// One row of x normalised and rotated as asked; `in` is a multiple of 4. Every block does it for itself, and writes a
-// part of the row to `prepared`.
-__device__ __forceinline__ void stage_prepared(u32* stage, f32* row, const f32* x, const f32* norm, f32* prepared, u32 in,
-                                               u32 tiles, const MatvecInput& input) {
-    constexpr u32 BATCHED = 4;
-    f32 sum = 0.f;
-    for (u32 first = threadIdx.x * 4; first < in; first += BATCHED * blockDim.x * 4) {
-        float4 v[BATCHED], w[BATCHED];
-#pragma unroll
-        for (u32 k = 0; k < BATCHED; k++) {
-            const u32 i = first + k * blockDim.x * 4;
-            if (i < in) v[k] = *reinterpret_cast<const float4*>(x + i);
-            if (norm && i < in) w[k] = *reinterpret_cast<const float4*>(norm + i);
-        }
-#pragma unroll
-        for (u32 k = 0; k < BATCHED; k++) {
-            const u32 i = first + k * blockDim.x * 4;
-            if (i >= in) break;
-            f32 e[4] = {v[k].x, v[k].y, v[k].z, v[k].w};
-            const f32 weights[4] = {w[k].x, w[k].y, w[k].z, w[k].w};
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) {
-                sum += e[j] * e[j];
-                if (norm) e[j] *= weights[j] + input.weight_offset;
-                if (input.rotate) e[j] *= rotation_sign(i + j);
-            }
-            *reinterpret_cast<float4*>(row + padded(i)) = make_float4(e[0], e[1], e[2], e[3]);
-        }
-    }
-    f32 scale = norm ? rsqrtf(block_sum(sum) / in + input.eps) : 1.f;
-    if (input.rotate) {
-        scale *= rsqrtf((f32)input.rotate);
-        hadamard_shared(row, in, input.rotate);
-    } else {
-        __syncthreads();
-    }
-    for (u32 i = threadIdx.x; i < tiles * WORDS; i += blockDim.x) {
-        const u32 column = pair_column(i / WORDS, i % WORDS, in);
-        const f32 a = column < in ? row[padded(column)] * scale : 0.f;
-        const f32 b = column + 1 < in && pair_whole(i % WORDS) ? row[padded(column + 1)] * scale : 0.f;
-        stage_pair(stage, 0, i / WORDS, i % WORDS, a, b);
-        if (i / WORDS % real_grid() != real_block() || column >= in) continue;
-        prepared[column] = a;
-        if (column + 1 < in && pair_whole(i % WORDS)) prepared[column + 1] = b;
-    }
-}
-
-// The arguments of pq_matvec_shared, as they lie in a step's phase: a step leaves them there, for registers are short.
-struct Call {
-    const u32 *codes, *codebook;
-    const u16* scales;
-    const f32 *bias, *x;
-    f32* y;
-    u64 out, in, code_tiles, chunk_passes;
-    struct { u32 rows, y_stride, y_offset, accumulate, unused[12]; } params;
-    const f32* norm;
-    f32* prepared;
-    MatvecInput input;
-    const char* next;
-    MatvecAhead ahead;
-};
-
 // A chunk of columns at a time is staged in shared memory (all of them, where there is room).
-__device__ __forceinline__ void multiply(const Call& call) {
-    const u32* codes = call.codes;
-    const u32 out = call.out, in = call.in, code_tiles = call.code_tiles, chunk_passes = call.chunk_passes;
+KERNEL BOUNDS(WARPS * 32, 1)
+pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const f32* bias, const f32* x, f32* y,
+                 u32 out, u32 in, u32 code_tiles, u32 chunk_passes, LinearParams params) {
     char* table = table_start();
     f32* partials = reinterpret_cast<f32*>(table + TABLE_BYTES); // two of [WARPS, TOKENS, SUMS]
     u32* stage = reinterpret_cast<u32*>(partials + 2 * WARPS * TOKENS * SUMS);
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u32 row_tiles = (out + TILE_ROWS - 1) / TILE_ROWS, passes = (code_tiles + WARPS - 1) / WARPS;
-    const u32 first = row_tiles * real_block() / real_grid(), last = row_tiles * (real_block() + 1) / real_grid();
+    const u32 first = row_tiles * blockIdx.x / gridDim.x, last = row_tiles * (blockIdx.x + 1) / gridDim.x;
     release_next();
 
     // A warp's steps: for each chunk of columns, each batch of row tiles, each PASSES passes over the chunk's columns,
@@ -161,8 +98,7 @@ __device__ __forceinline__ void multiply(const Call& call) {
     };
 #pragma unroll
     for (u32 unit = 0; unit < UNITS; unit++) fetch(unit);
-    if (call.norm && threadIdx.x * 32 < in) prefetch_l2(call.norm + threadIdx.x * 32);
-    use_table(table, call.codebook);
+    use_table(table, codebook);
     wait_inputs();
 
     const u32 low = lane_offset(lane);
@@ -171,12 +107,7 @@ __device__ __forceinline__ void multiply(const Call& call) {
         const u32 chunk_end = min(chunk + chunk_passes, passes);
         if (chunk) __syncthreads(); // the stage is used no more
         const u32 tiles_in_chunk = min(chunk_end * WARPS, code_tiles) - chunk * WARPS;
-        if (TOKENS == 1 && call.prepared) {
-            f32* row = reinterpret_cast<f32*>(stage + tiles_in_chunk * TILE_STAGE);
-            stage_prepared(stage, row, call.x, call.norm, call.prepared, in, tiles_in_chunk, call.input);
-        } else {
-            stage_plain(stage, call.x, call.params.rows, in, chunk * WARPS, tiles_in_chunk);
-        }
+        stage_plain(stage, x, params.rows, in, chunk * WARPS, tiles_in_chunk);
         __syncthreads();
         for (u32 batch = first; batch < last; batch += BATCH) {
             const u32 tiles = min(BATCH, last - batch);
@@ -221,15 +152,14 @@ __device__ __forceinline__ void multiply(const Call& call) {
             auto target = [&](u32 i) {
                 const u32 r = i % BATCH_ROWS, tile = batch + r / TILE_ROWS;
                 Target to = {nullptr, 0.f, 1.f, i / BATCH_ROWS, tile * TILE_ROWS + r % TILE_ROWS};
-                if (lane % 4 || i >= BATCH_ROWS * TOKENS || tile >= last || to.n >= out || to.token >= call.params.rows) return to;
-                to.y = call.y + (u64)to.token * call.params.y_stride + call.params.y_offset + to.n;
-                if (call.scales) to.scale = from_f16(call.scales[to.n]);
-                if (call.params.accumulate || chunk) to.before = *to.y;
-                if (call.bias && chunk == 0) to.before += call.bias[to.n];
+                if (lane % 4 || i >= BATCH_ROWS * TOKENS || tile >= last || to.n >= out || to.token >= params.rows) return to;
+                to.y = y + (u64)to.token * params.y_stride + params.y_offset + to.n;
+                if (scales) to.scale = from_f16(scales[to.n]);
+                if (params.accumulate || chunk) to.before = *to.y;
+                if (bias && chunk == 0) to.before += bias[to.n];
                 return to;
             };
             Target ahead_row = target(threadIdx.x / 4);
-            if (call.next && batch + BATCH >= last && chunk_end == passes) prefetch_next(call.next, call.ahead);
             __syncthreads();
 #pragma unroll 1
             for (u32 i = threadIdx.x / 4; i < BATCH_ROWS * TOKENS; i += blockDim.x / 4) {
@@ -248,16 +178,6 @@ __device__ __forceinline__ void multiply(const Call& call) {
     }
 }
 
-#ifndef STEP
-KERNEL BOUNDS(WARPS * 32, 1)
-pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const f32* bias, const f32* x, f32* y,
-                 u32 out, u32 in, u32 code_tiles, u32 chunk_passes, LinearParams params) {
-    multiply({codes, codebook, scales, bias, x, y, out, in, code_tiles, chunk_passes,
-              {params.rows, params.y_stride, params.y_offset, params.accumulate}});
-}
-#else
-KERNEL pq_matvec_shared(const Call& call) { multiply(call); }
-#endif
 
 #else
 

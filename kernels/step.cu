@@ -36,20 +36,20 @@ __device__ __forceinline__ void run_block(const Phase& phase) {
     switch (phase.kind) {
     case PHASE_rms_norm: return rms_norm::rms_norm(a[0], a[1], a[2], params<RmsNormParams>(a + 3));
     case PHASE_swiglu: return swiglu::swiglu(a[0], a[1], params<SwiGluParams>(a + 2));
+    case PHASE_rotate: return rotate::rotate(a[0], a[1], params<RotateParams>(a + 2));
     case PHASE_gather_rows: return gather_rows::gather_rows(a[0], a[1], a[2], params<GatherRowsParams>(a + 3));
 #ifdef PQ_D
     case PHASE_embed_pq: return embed::embed_pq(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], params<EmbedParams>(a + 8));
 #endif
 #ifdef HEAD_DIM
-    case PHASE_rope_cache:
-        return rope_cache::rope_cache(a[0], a[1], a[2], a[3], a[4], a[5], a[6], params<RopeCacheParams>(a + 7));
     case PHASE_attention_near:
-        return attention::attention_near(a[0], a[1], a[2], a[3], a[4], a[5], a[6], params<RopeCacheParams>(a + 7),
-                                         __uint_as_float((u32)a[15]), a[16]);
-    case PHASE_attention_split:
-        return attention::attention_split(a[0], a[1], a[2], a[3], a[4], a[5], params<AttentionParams>(a + 6));
-    case PHASE_attention_combine:
-        return attention::attention_combine(a[0], a[1], a[2], a[3], a[4], params<AttentionParams>(a + 5));
+        return attention_step::attention_near(a[0], a[1], a[2], a[3], a[4], a[5], a[6], params<RopeCacheParams>(a + 7),
+                                              __uint_as_float((u32)a[15]), a[16], a[17]);
+    case PHASE_attention_far:
+        return attention_step::attention_far(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], params<RopeCacheParams>(a + 8),
+                                             __uint_as_float((u32)a[16]));
+    case PHASE_attention_join:
+        return attention_step::attention_join(a[0], a[1], a[2], a[3], params<AttentionParams>(a + 4));
 #endif
     }
 }
@@ -58,13 +58,14 @@ __device__ __forceinline__ void run(const Phase& phase) {
 #ifdef PQ_TOKENS
     if (phase.kind == PHASE_pq_matvec_shared) {
         // Takes the grid as it is, and waits for its inputs when it has asked for its first codes.
-        return pq_matvec::pq_matvec_shared(*reinterpret_cast<const pq_matvec::Call*>(phase.arguments));
+        return pq_row::pq_matvec_shared(*reinterpret_cast<const pq_row::Call*>(phase.arguments));
     }
 #endif
 #ifdef DENSE_DTYPE
     if (phase.kind == PHASE_dense_row) return dense_row::dense_row(*reinterpret_cast<const dense_row::Call*>(phase.arguments));
 #endif
-    if (phase.kind != PHASE_attention_near) wait_inputs();
+    const u32 kind = phase.kind; // some load before they wait
+    if (kind != PHASE_attention_near && kind != PHASE_attention_far) wait_inputs();
     const u32 *grid = phase.grid, count = grid[0] * grid[1] * grid[2];
     for (u32 block = blockIdx.x; block < count; block += gridDim.x) {
         if (threadIdx.x == 0) {
@@ -83,10 +84,16 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1) step(const Phase* 
     constexpr u32 WORDS = sizeof(Phase) / 4;
     auto load = [&](u32 i, u32 slot) {
         if (i < count && threadIdx.x < WORDS) {
-            reinterpret_cast<u32*>(&phases[slot])[threadIdx.x] = reinterpret_cast<const u32*>(program + i)[threadIdx.x];
+            const u32 to = (u32)__cvta_generic_to_shared(reinterpret_cast<u32*>(&phases[slot]) + threadIdx.x);
+            const u32* from = reinterpret_cast<const u32*>(program + i) + threadIdx.x;
+            asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
         }
     };
+    // The next phase arrives while one runs.
+    auto arrived = [&]() { asm volatile("cp.async.wait_all;" ::: "memory"); };
     load(0, 0);
+    arrived();
+    row_signs[threadIdx.x] = 0;
     if (threadIdx.x == 0) {
         table_of = nullptr, arrivals_wanted = 0;
         if (rows) row_slot = rows[0], row_position = rows[1];
@@ -97,6 +104,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1) step(const Phase* 
         i = phases[slot].next[far];
         load(i, slot ^ 1);
         run(phases[slot]);
+        arrived();
         __syncthreads();
         if (threadIdx.x) continue;
         arrivals_wanted = ended * gridDim.x;

@@ -12,6 +12,7 @@ __device__ __forceinline__ u32 real_grid() { return gridDim.x; }
 extern __shared__ __align__(16) char dynamic_shared[]; // the table of PQ entries, then the phase's own
 __shared__ uint3 virtual_block, virtual_grid;
 __shared__ u32 row_slot, row_position;   // of the step's first row
+__shared__ u32 row_signs[STEP_THREADS];  // see signs_of() in pq_row.cu; 0: none yet
 __shared__ const u32* table_of;          // whose entries the table holds
 __shared__ u32 arrivals_wanted;          // of the barrier; 0 behind it. Thread 0's
 __device__ u32 arrivals;                 // blocks that ended a phase; 0 between steps

@@ -263,10 +263,10 @@ impl Backend for Cuda {
         if let (Cache::F16, Some(shared)) = (self.cache(), kernels::attention_rows_shared(p.head_dim))
             && p.rows >= MANY_ROWS * p.segments
         {
-            return self.attention_rows(c, op, group, shared);
+            return self.attention_rows(c, op, shared);
         }
         let splits = kernels::attention_splits(self.device.sms, across * p.rows, p.head_dim);
-        let unit = kernels::attention(p.head_dim, group, splits, self.cache());
+        let unit = kernels::attention_split(p.head_dim, group, splits, self.cache());
         let words = (p.rows * p.heads * splits) as usize;
         let partial = self.device.scratch(Scratch::Partial, words * p.head_dim as usize)?;
         let sums = self.device.scratch(Scratch::Sums, words * 2)?;

@@ -134,11 +134,6 @@ impl Launch {
         self
     }
 
-    /// Room for what a step moves into a matrix's kernel: norm, prepared row, input, next matrix, what is ahead of it.
-    pub fn filled_by_step(self) -> Self {
-        self.optional(None, 0).optional(None, 0).params(&[]).optional(None, 0).params(&[])
-    }
-
     /// A parameter struct's words, at most 16.
     pub fn params(mut self, words: &[u32]) -> Self {
         self.kernel.args.push(Arg::params(words));

@@ -38,8 +38,8 @@ pub enum Scratch {
     Partial,
     /// Softmax sums of attention.
     Sums,
-    /// Attention's output before its rotation.
-    Attention,
+    /// A row that the next matrix of a step rotates itself.
+    Plain,
     /// x in the order of pq_matmul_tiles.
     Packed,
     /// Parts of pq_matmul_tiles' outputs that are there: zeros between launches.

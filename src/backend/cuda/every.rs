@@ -45,10 +45,10 @@ pub fn units(limit: usize) -> Vec<Checked> {
     for (head_dim, group, splits) in
         [(1, 1, 8), (16, 2, 16), (64, 1, 1), (64, 2, 32), (80, 3, 8), (128, 4, 16), (256, 2, 16)]
     {
-        let few = attention_shared(head_dim, group);
-        all.push((attention(head_dim, group, splits, Cache::F32), few));
-        let shared = attention_rows_shared(head_dim).unwrap_or(0).max(few);
-        all.push((attention(head_dim, group, splits, Cache::F16), shared));
+        for cache in caches {
+            all.push((attention_split(head_dim, group, splits, cache), attention_shared(head_dim, group)));
+        }
+        all.extend(attention_rows_shared(head_dim).map(|shared| (attention(head_dim), shared)));
     }
     let specs = [
         "1-4",
@@ -93,13 +93,13 @@ pub fn units(limit: usize) -> Vec<Checked> {
             match lookup {
                 Lookup::Shared { replicas } => {
                     let matvec = Matvec::new(&spec, replicas, rows, limit);
-                    all.push((matvec.unit, matvec.shared(matvec.chunk(64), 0)));
+                    all.push((matvec.unit, matvec.shared(matvec.chunk(64))));
                     // A step takes ten times as long to compile; these are one of each kind.
                     let kinds = [(1, 16), (2, 64), (2, 256), (3, 4096), (4, 256)];
                     if rows == 1 && kinds.contains(&(spec.d, spec.k)) {
                         all.push((
                             step::example(&matvec.unit, matvec.table, matvec.warps),
-                            matvec.shared(matvec.chunk(64), 0),
+                            matvec.step_shared(matvec.step_chunk(64)),
                         ));
                     }
                 }

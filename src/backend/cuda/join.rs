@@ -3,7 +3,6 @@
 //! its input.
 
 use super::commands::{Arg, Kernel, Work};
-use super::step::{number, params};
 
 /// Places of pq_matvec_subspace's arguments, and of the words of its `Norm`.
 mod matvec {
@@ -43,16 +42,16 @@ pub fn join(work: &[Work]) -> Vec<Work> {
 
 fn move_norm(norm: &Kernel, matrix: &mut Kernel) -> bool {
     let entries = [norm.function.entry, matrix.function.entry];
-    if entries != ["rms_norm", "pq_matvec_subspace"] || params(matrix, matvec::PARAMS)[0] != 1 {
+    if entries != ["rms_norm", "pq_matvec_subspace"] || matrix.params(matvec::PARAMS)[0] != 1 {
         return false;
     }
-    let (x, weight, y) = (number(norm, 0), number(norm, 1), number(norm, 2));
+    let (x, weight, y) = (norm.number(0), norm.number(1), norm.number(2));
     // RmsNormParams: rows, dim, eps, weight_offset, rotate.
-    let [_, _, eps, offset, rotate, ..] = params(norm, 3);
-    if rotate > 0 || x == y || number(matrix, matvec::X) != y {
+    let [_, _, eps, offset, rotate, ..] = norm.params(3);
+    if rotate > 0 || x == y || matrix.number(matvec::X) != y {
         return false;
     }
-    let mut words = params(matrix, matvec::NORM);
+    let mut words = matrix.params(matvec::NORM);
     set_address(&mut words, matvec::WEIGHT, weight);
     set_address(&mut words, matvec::NORMED, y);
     words[matvec::EPS] = eps;
@@ -67,15 +66,15 @@ fn move_swiglu(sums: &mut Kernel, swiglu: &Kernel) -> bool {
         return false;
     }
     // SwiGluParams: rows, dim, rotate.
-    let [_, dim, rotate, ..] = params(swiglu, 2);
+    let [_, dim, rotate, ..] = swiglu.params(2);
     // LinearParams: rows, y_stride, y_offset, accumulate.
-    let [rows, _, offset, ..] = params(sums, sum::PARAMS);
-    let out = params(sums, sum::PLACES)[11]; // the last of rows_end
-    let whole = (rows, offset, out) == (1, 0, 2 * dim) && number(sums, sum::Y) == number(swiglu, 0);
+    let [rows, _, offset, ..] = sums.params(sum::PARAMS);
+    let out = sums.params(sum::PLACES)[11]; // the last of rows_end
+    let whole = (rows, offset, out) == (1, 0, 2 * dim) && sums.number(sum::Y) == swiglu.number(0);
     if rotate > 0 || !whole {
         return false;
     }
-    sums.args[sum::GATED] = Arg::Address(number(swiglu, 1));
+    sums.args[sum::GATED] = Arg::Address(swiglu.number(1));
     true
 }
 

@@ -57,11 +57,12 @@ impl Unit {
         for (name, value) in self.constants.iter().flatten() {
             source += &format!("#define {name} {value}\n");
         }
-        let tiles = if self.constant("PQ_D").is_some() { PQ_TILE } else { "" };
+        let given = |constant: &str, text: &'static str| self.constant(constant).map_or("", |_| text);
+        let shared = [given("PQ_D", PQ_TILE), given("HEAD_DIM", ATTENTION_LANES)].concat();
         if self.file == "step" {
-            return step::source(self, &[&source, ops::CUDA, STEP_PRELUDE, PRELUDE, tiles].concat());
+            return step::source(self, &[&source, ops::CUDA, STEP_PRELUDE, PRELUDE, &shared].concat());
         }
-        [&source, ops::CUDA, PRELUDE, tiles, text(self.file)].concat()
+        [&source, ops::CUDA, PRELUDE, &shared, text(self.file)].concat()
     }
 }
 
@@ -77,6 +78,7 @@ pub fn text(file: &str) -> &'static str {
 
 const PRELUDE: &str = include_str!("../../../kernels/prelude.cuh");
 const STEP_PRELUDE: &str = include_str!("../../../kernels/step.cuh");
+const ATTENTION_LANES: &str = include_str!("../../../kernels/attention_lanes.cuh");
 const PQ_TILE: &str = include_str!("../../../kernels/pq_tile.cuh");
 
 macro_rules! sources {
@@ -90,6 +92,8 @@ macro_rules! sources {
 sources!(
     "argmax",
     "attention",
+    "attention_split",
+    "attention_step",
     "carry",
     "causal_conv",
     "delta_rule",
@@ -106,6 +110,7 @@ sources!(
     "pq_matmul_tiles",
     "pq_matvec",
     "pq_matvec_subspace",
+    "pq_row",
     "quantize",
     "rms_norm",
     "rope_cache",
@@ -198,7 +203,7 @@ pub fn matvec_tokens(spec: &PqSpec, lookup: Lookup, limit: usize) -> u32 {
     let fits = |tokens: &u32| match lookup {
         Lookup::Shared { replicas } => {
             let matvec = Matvec::new(spec, replicas, *tokens, limit);
-            matvec.shared(1, 0) <= matvec.limit
+            matvec.shared(1) <= matvec.limit
         }
         Lookup::Subspace => MatvecSubspace::new(spec, *tokens).table as usize <= limit,
         Lookup::Memory => true,
@@ -227,6 +232,8 @@ pub struct Matvec {
     sums: u32,
     stage: u32,
     limit: u32,
+    /// The spec's values of an entry.
+    d: u32,
 }
 
 impl Matvec {
@@ -250,11 +257,11 @@ impl Matvec {
             let stage = warps * TILE_CODES as u32 * entry * 2 * columns;
             let tile_bytes = spec.code_bits() as u32 * 128;
             let limit = limit as u32 - FIXED_SHARED;
-            Self { unit, tokens, warps, table, tile_bytes, sums, stage, limit }
+            Self { unit, tokens, warps, table, tile_bytes, sums, stage, limit, d: spec.d as u32 }
         };
         let wide = shape(16);
         let registers = spec.d <= 2 || spec.d <= 4 && tokens == 1;
-        if registers && wide.shared(1, 0) <= wide.limit { wide } else { shape(8) }
+        if registers && wide.shared(1) <= wide.limit { wide } else { shape(8) }
     }
 
     /// Passes over `code_tiles` code tiles a row.
@@ -268,15 +275,30 @@ impl Matvec {
         room.clamp(1, self.passes(code_tiles))
     }
 
-    /// Shared memory of a block with x of `chunk` passes, and with a row of x besides that the kernel prepares itself.
-    pub fn shared(&self, chunk: u32, prepared: u32) -> u32 {
-        let row = if prepared > 0 { row_shared(prepared) } else { 0 };
-        self.table + self.sums + chunk * self.stage + row
+    /// Shared memory of a block with x of `chunk` passes.
+    pub fn shared(&self, chunk: u32) -> u32 {
+        self.table + self.sums + chunk * self.stage
     }
 
-    /// Whether a row of `cols` can be prepared by the kernel itself.
-    pub fn prepares(&self, code_tiles: u32, cols: u32) -> bool {
-        self.tokens == 1 && cols.is_multiple_of(4) && self.shared(self.passes(code_tiles), cols) <= self.limit
+    /// The same in a step (pq_row.cu), where x stands with gaps.
+    pub fn step_shared(&self, chunk: u32) -> u32 {
+        self.table + self.sums + chunk * self.step_stage()
+    }
+
+    /// Passes whose x is in shared memory at a time in a step.
+    pub fn step_chunk(&self, code_tiles: u32) -> u32 {
+        let room = self.limit.saturating_sub(self.step_shared(0)) / self.step_stage();
+        room.clamp(1, self.passes(code_tiles))
+    }
+
+    /// Bytes of x of a pass in a step: PITCH instead of 32 words.
+    fn step_stage(&self) -> u32 {
+        self.stage / 32 * 40
+    }
+
+    /// Whether a row that is rotated by blocks of `rotate` can be prepared by a step's kernel, a warp 512 elements.
+    pub fn prepares(&self, rotate: u32) -> bool {
+        self.tokens == 1 && matches!(self.d, 1 | 2 | 4 | 8) && rotate <= 512
     }
 }
 
@@ -394,9 +416,24 @@ pub fn attention_shared(head_dim: u32, group: u32) -> u32 {
     ATTENTION_THREADS / 32 * group * head_dim.next_power_of_two().max(8) * 4
 }
 
-pub fn attention(head_dim: u32, group: u32, splits: u32, cache: Cache) -> Unit {
-    let unit = Unit::new("attention", &[("HEAD_DIM", head_dim), ("GROUP", group), ("SPLITS", splits)]);
+/// The same in a step of 16 warps or fewer, with the queries, key and value of `heads` heads and the warps' sums; or of
+/// attention_join.
+pub fn attention_step_shared(head_dim: u32, heads: u32) -> u32 {
+    const WARPS: u32 = 16;
+    let dim = head_dim.next_power_of_two().max(8);
+    let attend = WARPS * heads * dim + (heads + 2) * dim + 2 * WARPS * heads;
+    attend.max(3 * WARPS * 32) * 4
+}
+
+/// Of few rows, split over the positions.
+pub fn attention_split(head_dim: u32, group: u32, splits: u32, cache: Cache) -> Unit {
+    let unit = Unit::new("attention_split", &[("HEAD_DIM", head_dim), ("GROUP", group), ("SPLITS", splits)]);
     cache.apply(unit)
+}
+
+/// Of many rows.
+pub fn attention(head_dim: u32) -> Unit {
+    Cache::F16.apply(Unit::new("attention", &[("HEAD_DIM", head_dim)]))
 }
 
 /// Rows of a block of the prefill kernel.

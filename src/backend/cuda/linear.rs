@@ -125,8 +125,7 @@ impl Cuda {
                     .memory_at(io.y, io.y_at())
                     .word(part.rows as u32)
                     .word(cols as u32)
-                    .params(&io.of_part(part).words())
-                    .filled_by_step(),
+                    .params(&io.of_part(part).words()),
             );
             return Ok(());
         }
@@ -240,7 +239,7 @@ impl Cuda {
                 let grid = row_tiles.min(self.device.sms);
                 let function = self.device.function(kernel.unit, "pq_matvec_shared")?;
                 c.launch(
-                    Launch::new(function, [grid, 1, 1], kernel.warps * 32, kernel.shared(chunk, 0))
+                    Launch::new(function, [grid, 1, 1], kernel.warps * 32, kernel.shared(chunk))
                         .matvec(kernel)
                         .memory(&pq.codes)
                         .memory(&pq.codebooks)
@@ -252,8 +251,7 @@ impl Cuda {
                         .word(cols as u32)
                         .word(code_tiles)
                         .word(chunk)
-                        .params(&params.words())
-                        .filled_by_step(),
+                        .params(&params.words()),
                 );
             }
             Lookup::Subspace => self.pq_matvec_subspace(c, std::slice::from_ref(part), cols, io)?,

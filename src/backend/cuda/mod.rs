@@ -10,6 +10,7 @@ mod backend;
 mod commands;
 mod device;
 pub mod every;
+mod fuse;
 mod gram;
 mod join;
 pub mod kernels;
@@ -91,15 +92,9 @@ impl Cuda {
         Self { forced: Some(way), ..self }
     }
 
-    fn attention_rows(
-        &self,
-        c: &mut Commands,
-        op: ops::Attention<'_, Buffer>,
-        group: u32,
-        shared: u32,
-    ) -> Result<()> {
+    fn attention_rows(&self, c: &mut Commands, op: ops::Attention<'_, Buffer>, shared: u32) -> Result<()> {
         let p = op.params;
-        let function = self.entry(kernels::attention(p.head_dim, group, 1, Cache::F16), "attention_rows")?;
+        let function = self.entry(kernels::attention(p.head_dim), "attention_rows")?;
         let grid = [p.rows.div_ceil(kernels::ATTENTION_ROWS), p.heads, p.segments];
         c.launch(
             Launch::new(function, grid, 128, shared)

@@ -1,0 +1,363 @@
+// y = W x for product-quantized W and one row of x, as a phase of a step (step.cu): with what is done to x before it, and
+// to the sums behind it, so that a layer is four of these and what mixes the positions.
+//
+// The row. Every block needs all of it, and makes it ready for itself: a norm or none, then the Hadamard rotation, a warp
+// 512 elements. Of the 9 binary digits of an element's place registers take the upper four, then, exchanged through
+// shared memory, the lower four, and a shuffle the one between; no warp waits for another but for the norm's sum. The
+// rotation's signs come with the norm's weights, or with x where there is no norm. What does not depend on the phase
+// before is on its way before that is waited for: the first codes, the table, the norm's weights. Then x stands in the
+// order of mma.sync's B operand, as f16 + f16 remainder in two columns: nothing is lost to f16.
+//
+// The product. A block owns a range of row tiles, its warps share the columns. A lane's 32 codes of a tile are looked
+// up and are, as they come, the A operand. Each lane has the codes of four tiles on their way, across the wait for the
+// phase before. Sums meet in shared memory: no atomics, no memset, the same result every time.
+//
+// The sums. Scaled, added to a residual; or silu(gate) * up, where a block takes a gate's row tile with its up's.
+
+constexpr u32 WARPS = PQ_WARPS, THREADS = WARPS * 32;
+constexpr u32 BATCH = PQ_BATCH;             // row tiles between two meetings of a block's warps, even
+// A step of a warp: two row tiles and, where registers suffice, two passes over the columns.
+constexpr u32 AT_ONCE = 2, PASSES = PAIRS <= 16 ? 2 : 1, UNITS = AT_ONCE * PASSES;
+constexpr u32 BATCH_ROWS = BATCH * TILE_ROWS;
+constexpr u32 SUMS = BATCH_ROWS + 4;        // padded: 4 warps' sums of 8 rows are 32 banks
+constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
+// Of x for a tile: for four pairs of a lane, 8 places of 4 words (the columns, then the lanes), and 2 between, so
+// that a thread's 16 bytes of neighbouring pairs meet no bank twice.
+constexpr u32 PITCH = 40, TILE_STAGE = PAIRS / 4 * PITCH;
+constexpr u32 COLUMNS_OF_TILE = TILE_CODES * D;
+constexpr u32 EACH = 16, SPAN = 32 * EACH, ROUND = WARPS * SPAN; // elements that a thread, a warp, a block makes ready at a time
+constexpr u32 SPAN_STAGE = SPAN / COLUMNS_OF_TILE * TILE_STAGE;  // their words; 576 of them serve the exchange before
+
+// The arguments, as they lie in a step's phase.
+struct Call {
+    const u32 *codes, *codebook;
+    const u16* scales;
+    const f32 *bias, *x;
+    f32* y;
+    u64 out, in, code_tiles, chunk_passes; // passes whose x is staged at a time
+    struct { u32 rows, y_stride, y_offset, accumulate, unused[12]; } params;
+    const f32* weight;   // of a norm, or null
+    f32* prepared;       // where the row is wanted as it is multiplied, or null
+    const char* next;    // the codes of the step's next matrix
+    struct {
+        f32 eps, weight_offset;
+        u32 rotate;        // block of the rotation, or 0
+        u32 prepare;       // 0: x is multiplied as it is
+        u32 paired;        // 1: y = silu(first half of the rows) * second half
+        u32 with_signs;    // 1: y gets the signs of the next matrix's rotation
+        u32 next_tile_bytes, next_row_tiles, next_bytes, next_paired; // of the next matrix; bytes that a block asks for ahead
+        u32 unused[6];
+    } extra;
+};
+
+// Asks for the beginning of what this block will read of the next matrix, so that memory is not idle while blocks wait
+// for each other.
+__device__ __forceinline__ void prefetch_next(const Call& call) {
+    const u32 paired = call.extra.next_paired, tiles = call.extra.next_row_tiles >> paired;
+    const u64 tile_bytes = call.extra.next_tile_bytes;
+    const u32 first = tiles * real_block() / real_grid(), last = tiles * (real_block() + 1) / real_grid();
+    const u32 bytes = min((last - first) * (u32)tile_bytes, call.extra.next_bytes >> paired);
+    for (u32 half = 0; half <= paired; half++) {
+        const char* from = call.next + (first + half * tiles) * tile_bytes;
+        for (u32 i = threadIdx.x * 128; i < bytes; i += THREADS * 128) prefetch_l2(from + i);
+    }
+}
+
+// ---- The row ----
+
+// Of SPAN elements from `first` on a lane has those at 32 k + lane, later those at 16 lane + k.
+
+// Butterflies over the digit of a place that is `apart` in k and `bit` in the place.
+__device__ __forceinline__ void butterflies(f32 (&e)[EACH], u32 bit, u32 rotate) {
+#pragma unroll
+    for (u32 apart = 1; apart < EACH; apart *= 2) {
+        if (bit * apart >= rotate) continue;
+#pragma unroll
+        for (u32 k = 0; k < EACH; k++) {
+            if (k & apart) continue;
+            const f32 a = e[k], b = e[k + apart];
+            e[k] = a + b, e[k + apart] = a - b;
+        }
+    }
+}
+
+__device__ __forceinline__ void load_span(f32 (&v)[EACH], const f32* x, u32 first, u32 in) {
+    const u32 at = first + threadIdx.x % 32;
+#pragma unroll
+    for (u32 k = 0; k < EACH; k++) v[k] = at + 32 * k < in ? x[at + 32 * k] : 0.f;
+}
+
+// The rotation's signs for them, a bit each; those of a warp's first span are kept from matrix to matrix.
+__device__ __forceinline__ u32 signs_of(u32 first) {
+    const bool keep = first == threadIdx.x / 32 * SPAN;
+    const u32 kept = row_signs[threadIdx.x];
+    if (keep && kept) return kept;
+    u32 signs = 1u << EACH;
+#pragma unroll 1
+    for (u32 k = 0; k < EACH; k++) signs |= (u32)(rotation_sign(first + 32 * k + threadIdx.x % 32) < 0.f) << k;
+    if (keep) row_signs[threadIdx.x] = signs;
+    return signs;
+}
+
+// Where the words of pairs 4 n .. 4 n + 3 of the staged columns stand; their remainders 16 words further.
+__device__ __forceinline__ u32* staged_at(u32* stage, u32 n) {
+    const u32 tile = n / PAIRS, t = n % PAIRS / (PAIRS / 4), p = n % (PAIRS / 4);
+    return stage + tile * TILE_STAGE + p * PITCH + t * 4;
+}
+
+// Eight elements' pairs.
+__device__ __forceinline__ void store_pairs(u32* to, const f32* e, f32 scale) {
+    u32 high[4], low[4];
+#pragma unroll
+    for (u32 p = 0; p < 4; p++) {
+        const f32 a = e[2 * p] * scale, b = e[2 * p + 1] * scale;
+        high[p] = pack_f16(a, b);
+        low[p] = pack_f16(a - low_f16(high[p]), b - high_f16(high[p]));
+    }
+    *reinterpret_cast<uint4*>(to) = make_uint4(high[0], high[1], high[2], high[3]);
+    *reinterpret_cast<uint4*>(to + 16) = make_uint4(low[0], low[1], low[2], low[3]);
+}
+
+// The row's columns from `begin` up to `end` (whole tiles; `begin` between spans), normalised and rotated as asked. D is 1,
+// 2, 4 or 8.
+__device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32 begin, u32 end) {
+    __shared__ __align__(16) f32 squares[WARPS];
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, in = call.in, rotate = call.extra.rotate;
+    const bool norm = call.weight;
+    u32 first = begin + warp * SPAN;
+    f32 scale = rotate ? rsqrtf((f32)rotate) : 1.f, e[EACH], w[EACH]; // w: the norm's weights, or the next span
+    u32 signs = 0;
+    load_span(e, call.x, first, in);
+    load_span(w, norm ? call.weight : call.x, norm ? first : first + ROUND, in);
+    if (norm && rotate) signs = signs_of(first);
+    if (norm) {
+        f32 sum = 0.f;
+#pragma unroll
+        for (u32 k = 0; k < EACH; k++) sum += e[k] * e[k];
+        if (in > ROUND) {
+            for (u32 i = threadIdx.x; i < in; i += THREADS) {
+                if (i - begin >= ROUND) sum += call.x[i] * call.x[i];
+            }
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) squares[warp] = sum;
+        __syncthreads();
+        f32 total = 0.f;
+#pragma unroll
+        for (u32 k = 0; k < WARPS; k += 4) {
+            const float4 four = *reinterpret_cast<const float4*>(squares + k);
+            total += four.x + four.y + (four.z + four.w);
+        }
+        scale *= rsqrtf(total / in + call.extra.eps);
+    }
+#pragma unroll 1
+    for (; first < end; first += ROUND) {
+        if (norm) {
+            const f32 offset = call.extra.weight_offset;
+#pragma unroll
+            for (u32 k = 0; k < EACH; k++) {
+                e[k] *= __uint_as_float(__float_as_uint(w[k] + offset) ^ (signs << (31 - k) & 0x80000000u));
+            }
+        }
+        butterflies(e, 32, rotate);
+        f32* row = reinterpret_cast<f32*>(stage + (first - begin) / SPAN * SPAN_STAGE);
+#pragma unroll
+        for (u32 k = 0; k < EACH; k++) row[36 * k + lane] = e[k]; // every 32 are 4 words apart, for the banks
+        __syncwarp();
+        const float4* at = reinterpret_cast<const float4*>(row + 16 * lane + lane / 2 * 4);
+#pragma unroll
+        for (u32 k = 0; k < EACH; k += 4) {
+            const float4 v = at[k / 4];
+            e[k] = v.x, e[k + 1] = v.y, e[k + 2] = v.z, e[k + 3] = v.w;
+        }
+        __syncwarp();
+        butterflies(e, 1, rotate);
+        if (rotate > 16) {
+#pragma unroll
+            for (u32 k = 0; k < EACH; k++) {
+                const f32 other = __shfl_xor_sync(~0u, e[k], 1);
+                e[k] = other + (lane & 1 ? -e[k] : e[k]);
+            }
+        }
+        const u32 n = (first - begin + lane * EACH) / 8;
+        store_pairs(staged_at(stage, n), e, scale);
+        store_pairs(staged_at(stage, n + 1), e + 8, scale);
+        const u32 i = first + lane * EACH;
+        if (call.prepared && i / EACH % real_grid() == real_block()) {
+#pragma unroll
+            for (u32 k = 0; k < EACH; k++) {
+                if (i + k < in) call.prepared[i + k] = e[k] * scale;
+            }
+        }
+        if (norm) {
+            load_span(e, call.x, first + ROUND, in);
+            load_span(w, call.weight, first + ROUND, in);
+            if (rotate && first + ROUND < end) signs = signs_of(first + ROUND);
+        } else {
+#pragma unroll
+            for (u32 k = 0; k < EACH; k++) e[k] = w[k];
+            load_span(w, call.x, first + 2 * ROUND, in);
+        }
+    }
+}
+
+// The row's columns of code tiles `first` to `first + tiles` as they are. Entries whose values do not fill 2, 4 or 8
+// places have pairs with one value, or none.
+__device__ __forceinline__ void stage_plain(u32* stage, const Call& call, u32 first, u32 tiles) {
+    const u32 in = call.in, count = tiles * WORDS;
+    constexpr u32 BATCHED = 4;
+    for (u32 i0 = threadIdx.x; i0 < count; i0 += BATCHED * THREADS) {
+        f32 a[BATCHED], b[BATCHED];
+#pragma unroll
+        for (u32 k = 0; k < BATCHED; k++) {
+            const u32 i = i0 + k * THREADS, word = i % WORDS;
+            const u32 code = (first + i / WORDS) * TILE_CODES + (ENTRY == 1 ? 2 * word : word / ENTRY_WORDS);
+            const u32 element = ENTRY == 1 ? 0 : word % ENTRY_WORDS * 2;
+            const u32 column = code * D + element;
+            a[k] = i < count && element < D && column < in ? call.x[column] : 0.f;
+            b[k] = i < count && (ENTRY == 1 || element + 1 < D) && column + 1 < in ? call.x[column + 1] : 0.f;
+        }
+#pragma unroll
+        for (u32 k = 0; k < BATCHED; k++) {
+            const u32 i = i0 + k * THREADS;
+            if (i >= count) continue;
+            const u32 high = pack_f16(a[k], b[k]);
+            u32* to = staged_at(stage, i / 4) + i % 4;
+            *to = high;
+            to[16] = pack_f16(a[k] - low_f16(high), b[k] - high_f16(high));
+        }
+    }
+}
+
+// ---- The sums ----
+
+KERNEL pq_matvec_shared(const Call& call) {
+    const u32 out = call.out, code_tiles = call.code_tiles, paired = call.extra.paired;
+    char* table = table_start();
+    f32* partials = reinterpret_cast<f32*>(table + TABLE_BYTES); // two of [WARPS, SUMS]
+    u32* stage = reinterpret_cast<u32*>(partials + 2 * WARPS * SUMS);
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const u32 row_tiles = (out + TILE_ROWS - 1) / TILE_ROWS, half = row_tiles >> 1;
+    const u32 shared_out = row_tiles >> paired;
+    const u32 first = shared_out * real_block() / real_grid();
+    const u32 count = (shared_out * (real_block() + 1) / real_grid() - first) << paired;
+    auto tile_of = [&](u32 j) { return first + (j >> paired) + (j & paired) * half; };
+
+    // A warp's steps: for each chunk of columns, each AT_ONCE row tiles, each PASSES passes over the chunk's columns. A
+    // unit's codes for the next step are fetched when this step's are used up.
+    struct { u32 begin, end, tile, pass; } ahead = {0, min((u32)call.chunk_passes * WARPS, code_tiles), 0, 0};
+    u32 units[UNITS][BITS] = {};
+    auto fetch = [&](u32 unit) {
+        const u32 kt = ahead.begin + (ahead.pass + unit / AT_ONCE) * WARPS + warp, j = ahead.tile + unit % AT_ONCE;
+        const bool there = j < count && kt < ahead.end;
+        if (there) load_tile(units[unit], call.codes + ((u64)tile_of(j) * code_tiles + kt) * TILE_WORDS, lane);
+        if (unit < UNITS - 1) return;
+        ahead.pass += PASSES;
+        if (ahead.begin + ahead.pass * WARPS < ahead.end) return;
+        ahead.pass = 0, ahead.tile += AT_ONCE;
+        if (ahead.tile < count || ahead.end == code_tiles) return;
+        ahead.tile = 0, ahead.begin = ahead.end, ahead.end = min(ahead.end + (u32)call.chunk_passes * WARPS, code_tiles);
+    };
+#pragma unroll
+    for (u32 unit = 0; unit < UNITS; unit++) fetch(unit);
+    if (call.weight && threadIdx.x * 32 < call.in) prefetch_l2(call.weight + threadIdx.x * 32);
+    if (call.weight && call.extra.rotate) signs_of(warp * SPAN);
+    use_table(table, call.codebook);
+    wait_inputs();
+
+    const u32 low = lane_offset(lane);
+    u32 parity = 0;
+#pragma unroll 1
+    for (u32 begin = 0; begin < code_tiles; begin += call.chunk_passes * WARPS) {
+        const u32 end = min(begin + (u32)call.chunk_passes * WARPS, code_tiles);
+        if (begin) __syncthreads(); // the stage and the sums are used no more
+        if (call.extra.prepare) {
+            stage_prepared(stage, call, begin * COLUMNS_OF_TILE, end * COLUMNS_OF_TILE);
+        } else {
+            stage_plain(stage, call, begin, end - begin);
+        }
+        __syncthreads();
+        // x of two passes stays in registers.
+        const bool several = end - begin > PASSES * WARPS;
+        u32 b[PASSES][NT][STEPS][2] = {};
+#pragma unroll 1
+        for (u32 batch = 0; batch < count; batch += BATCH) {
+            const u32 tiles = min(BATCH, count - batch);
+            f32* partial = partials + parity * WARPS * SUMS;
+            parity ^= 1;
+#pragma unroll 1
+            for (u32 tile = 0; tile < tiles; tile += AT_ONCE) {
+                f32 acc[AT_ONCE][NT][4] = {};
+#pragma unroll 1
+                for (u32 pass = begin; pass < end; pass += PASSES * WARPS) {
+#pragma unroll
+                    for (u32 p = 0; p < PASSES; p++) {
+                        const u32 kt = pass + p * WARPS + warp;
+                        if (kt < end && (several || batch + tile == 0)) {
+                            const u32* staged = stage + (kt - begin) * TILE_STAGE + (lane / 4 % 2 * 4 + lane % 4) * 4;
+#pragma unroll
+                            for (int i = 0; i < PAIRS / 4; i++) {
+                                const uint4 v = *reinterpret_cast<const uint4*>(staged + i * PITCH);
+                                u32 (&of)[STEPS][2] = b[p][0];
+                                of[2 * i][0] = v.x, of[2 * i][1] = v.y, of[2 * i + 1][0] = v.z, of[2 * i + 1][1] = v.w;
+                            }
+                        }
+#pragma unroll
+                        for (u32 k = 0; k < AT_ONCE; k++) {
+                            const u32 unit = p * AT_ONCE + k;
+                            if (kt < end && tile + k < tiles) {
+                                multiply_tile<TABLE_LOG>(acc[k], units[unit], b[p], low, [&](int) { return TABLE_AT; });
+                            }
+                            fetch(unit);
+                            __syncwarp(); // keeps the compiler from putting the fetch off
+                        }
+                    }
+                }
+#pragma unroll
+                for (u32 k = 0; k < AT_ONCE; k++) {
+                    store_sums(acc[k], lane, [&](u32, u32 r, f32 v) { partial[warp * SUMS + (tile + k) * TILE_ROWS + r] = v; });
+                }
+            }
+            // Sum the batch up over the warps, 4 threads a row of y. What a row needs besides is loaded one row ahead.
+            struct Target { f32* y; f32 before[2], scale[2]; u32 row, n; };
+            auto target = [&](u32 i) {
+                const u32 r = paired ? i / TILE_ROWS * (2 * TILE_ROWS) + i % TILE_ROWS : i, j = batch + r / TILE_ROWS;
+                Target to = {nullptr, {0.f, 0.f}, {1.f, 1.f}, r, tile_of(j) * TILE_ROWS + r % TILE_ROWS};
+                if (lane % 4 || r >= tiles * TILE_ROWS || to.n >= out) return to;
+                to.y = call.y + call.params.y_offset + to.n;
+#pragma unroll
+                for (u32 k = 0; k < 2; k++) {
+                    if (k > paired) break;
+                    const u32 n = to.n + k * half * TILE_ROWS;
+                    if (call.scales) to.scale[k] = from_f16(call.scales[n]);
+                    if (call.bias && begin == 0) to.before[k] = call.bias[n];
+                }
+                if (call.params.accumulate || begin) to.before[0] += *to.y;
+                return to;
+            };
+            Target ahead_row = target(threadIdx.x / 4);
+            if (call.next && batch + BATCH >= count && end == code_tiles) prefetch_next(call);
+            __syncthreads();
+#pragma unroll 1
+            for (u32 i = threadIdx.x / 4; i < BATCH_ROWS >> paired; i += THREADS / 4) {
+                const Target to = ahead_row;
+                ahead_row = target(i + THREADS / 4);
+                f32 sums[2] = {};
+#pragma unroll
+                for (u32 k = 0; k < 2; k++) {
+                    if (k > paired) break;
+                    const f32* at = partial + to.row + k * TILE_ROWS;
+#pragma unroll
+                    for (u32 w = 0; w < WARPS; w += 4) sums[k] += at[(w + lane % 4) * SUMS];
+                    sums[k] += __shfl_xor_sync(~0u, sums[k], 1);
+                    sums[k] += __shfl_xor_sync(~0u, sums[k], 2);
+                    sums[k] = to.before[k] + sums[k] * to.scale[k];
+                }
+                if (!to.y) continue;
+                f32 v = paired ? silu(sums[0]) * sums[1] : sums[0];
+                if (call.extra.with_signs) v *= rotation_sign(to.n);
+                *to.y = v;
+            }
+        }
+    }
+}

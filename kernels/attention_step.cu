@@ -13,7 +13,7 @@
 // before them are used up. The row's own key is turned by every block that needs it, and written by one.
 // Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16, and attention_lanes.cuh's.
 constexpr int WARPS = STEP_THREADS / 32;
-constexpr u32 DIM = LANES * EACH, STRIDED = (HEAD_DIM + 31) / 32;
+constexpr u32 DIM = LANES * EACH, STRIDED = (DIM + 31) / 32; // elements of a head, zeros behind them; a lane's, 32 apart
 
 struct Row {
     const f32 *qkv, *q_norm, *k_norm, *inv_freq;

@@ -239,14 +239,14 @@ fn join_attention(device: &Device, phases: &mut Vec<Phase>, keep: &mut Vec<Memor
         cached.remove(4);
         let mut params = params;
         params[10] = signs;
-        let turn = &rope.args[7];
+        let turn = rope.args[7];
         cached.pop();
-        let with = |more: &[Arg]| cached.iter().chain(more).cloned().collect::<Vec<_>>();
+        let with = |more: &[Arg]| cached.iter().chain(more).copied().collect::<Vec<_>>();
         let [scale, gated, signs] = [scale, gated, signs].map(Arg::Word);
         let [y, partial, sums] = [y, partial, sums].map(Arg::Address);
-        let near = with(&[y.clone(), turn.clone(), scale.clone(), gated, signs]);
-        let far = with(&[partial.clone(), sums.clone(), turn.clone(), scale]);
-        let join = vec![rope.args[0].clone(), partial, sums, y, Arg::Params(params)];
+        let near = with(&[y, turn, scale, gated, signs]);
+        let far = with(&[partial, sums, turn, scale]);
+        let join = vec![rope.args[0], partial, sums, y, Arg::Params(params)];
         let shared = |heads: u32| kernels::attention_step_shared(head_dim, heads);
         let joined = [
             phase("attention_near", When::Near, [heads, 1, 1], shared(1), near),

@@ -1,11 +1,10 @@
 // Causal attention of few rows (decode), each over its slot's cache, split over the positions.
 //
-// attention_split: a block takes one row, GROUP query heads that share a key/value head, and one stretch of positions.
-// A position's head is 8 elements a lane; a warp works on 32 / LANES positions at once,
-// loading two rounds of them together, every lane keeping its own
-// running maximum, sum and output for its positions, so that a position costs log2 LANES shuffles per head and
-// nothing else is exchanged until the end. How many of the SPLITS work is decided by the row's position on the
-// device: one recorded launch serves every position.
+// attention_split: a block takes one row, GROUP query heads that share a key/value head, and one stretch of positions. A
+// position's head is 8 elements a lane; a warp works on 32 / LANES positions at once, loading two rounds of them together,
+// every lane keeping its own running maximum, sum and output for its positions, so that a position costs log2 LANES
+// shuffles per head and nothing else is exchanged until the end. How many of the SPLITS work is decided by the row's
+// position on the device: one recorded launch serves every position.
 // attention_combine: joins the stretches, multiplies by the gate, rotates. A block a rotation block.
 // Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16.
 

@@ -6,9 +6,9 @@
 //
 // pq_matvec_shared: one codebook, in shared memory (see fill_table). A block owns a range of row tiles, its warps
 // share the columns. x is brought into the operand's order once a block, for all columns where there is room. Sums meet in
-// shared memory: no atomics, no memset, the same result every time. Each lane has the codes of four tiles on their way; the first of them and the table are asked for before
-// wait_inputs(). Bound by memory, then by shared memory's 32 words a clock (a lookup is one): 65 clocks a KB of codes on
-// an H200's multiprocessor, where memory allows 53 and lookups need 32; 79 us for [128256 x 4096] at 2-256, 69 % of peak.
+// shared memory: no atomics, no memset, the same result every time. Each lane has the codes of four tiles on their way;
+// the first of them and the table are asked for before wait_inputs(). One row in a step has a kernel of its own,
+// pq_row.cu.
 // Codebooks per subspace are in pq_matvec_subspace.cu.
 // pq_matvec: any other spec, codebooks through L1, in f32.
 

@@ -13,6 +13,10 @@
 // phase before. Sums meet in shared memory: no atomics, no memset, the same result every time.
 //
 // The sums. Scaled, added to a residual; or silu(gate) * up, where a block takes a gate's row tile with its up's.
+//
+// Lookups bound the product, 54 clocks a KB of codes of a multiprocessor, as does memory, 53: both together take 60. By
+// version, llama3-8b at 2-256 on an H200: a block making the row ready behind eight barriers 429.6 tok/s; in registers,
+// three barriers, SwiGLU in here 433.5; by warps that do not wait for each other 480.7.
 
 constexpr u32 WARPS = PQ_WARPS, THREADS = WARPS * 32;
 constexpr u32 BATCH = PQ_BATCH;             // row tiles between two meetings of a block's warps, even

@@ -54,8 +54,8 @@ const INTERRUPTED: u8 = 130;
 /// Log messages without RUST_LOG: warnings, and what is measured once on a device.
 const LOG: &str = "warn,fasq::backend::cuda::tune=info";
 
-/// Runs a program: log messages as RUST_LOG says (default: [`LOG`]), an error as one line on stderr and an exit
-/// code. A reader that closes our stdout has what it wants: that is no failure.
+/// Runs a program: log messages as RUST_LOG says (default: warnings, and what is measured once on a device), an error as
+/// one line on stderr and an exit code. A reader that closes our stdout has what it wants: that is no failure.
 pub fn main(run: impl FnOnce() -> Result<()>) -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(LOG))
         .format_timestamp(None)

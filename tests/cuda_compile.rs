@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use fasq::backend::cuda::{every, kernels, nvrtc};
+use fasq::backend::cuda::{every, nvrtc, unit};
 use fasq::ops::Kernel;
 use rayon::prelude::*;
 
@@ -61,7 +61,7 @@ fn number_before(line: &str, unit: &str) -> Option<u32> {
 fn every_kernel_has_a_source() {
     for kernel in Kernel::ALL {
         assert!(
-            kernels::SOURCES.iter().any(|(name, _)| *name == kernel.0),
+            unit::SOURCES.iter().any(|(name, _)| *name == kernel.0),
             "kernels/{}.cu is missing",
             kernel.0
         );

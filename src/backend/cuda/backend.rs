@@ -3,8 +3,9 @@
 use super::commands::{Commands, Launch};
 use super::device::Scratch;
 use super::gram::Sums;
+use super::io::Io;
 use super::kernels::{self, Cache};
-use super::linear::{self, Io};
+use super::linear;
 use super::pack;
 use super::weight::{self, Kind, Weight};
 use super::{Buffer, Cuda, Precision, error};

@@ -13,9 +13,9 @@ use cudarc::nvrtc::Ptx;
 use half::f16;
 
 use super::error;
-use super::kernels::Unit;
 use super::nvrtc;
 use super::transfer::Staging;
+use super::unit::Unit;
 use crate::{Error, Result};
 
 /// Device memory in 4-byte words, shared by what uses it and freed in stream order.

@@ -3,6 +3,7 @@
 use super::kernels::*;
 use super::matmul::{self, Tables, Tiles};
 use super::step;
+use super::unit::Unit;
 use crate::pq::PqSpec;
 
 /// A unit with the most dynamic shared memory that a launch of it asks for.

@@ -3,8 +3,8 @@
 
 use super::commands::{Arg, Kernel};
 use super::device::{Device, Memory, Scratch, address};
-use super::kernels::{self, TILE_ROWS, Unit};
-use super::step::{Phase, When};
+use super::kernels::{self, TILE_ROWS};
+use super::unit::Unit;
 use crate::Result;
 
 /// Bytes of the next matrix that a block asks for while it waits for others.
@@ -22,8 +22,8 @@ pub struct Places {
 
 /// Of pq_matvec_shared, which has code tiles and a chunk of columns behind `cols`.
 const PQ: Places = Places { weight: 0, x: 4, y: 5, out: 6, cols: 7, params: 10 };
-pub const PQ_CODE_TILES: usize = 8;
-pub const PQ_CHUNK: usize = 9;
+const PQ_CODE_TILES: usize = 8;
+const PQ_CHUNK: usize = 9;
 /// Of dense_row.
 const DENSE: Places = Places { weight: 0, x: 2, y: 3, out: 4, cols: 5, params: 6 };
 
@@ -89,6 +89,37 @@ impl Sides {
             self.next_paired,
         ]);
         addresses.map(Arg::Address).into_iter().chain([Arg::Params(words)]).collect()
+    }
+}
+
+/// A launch on its way into a step.
+pub struct Phase {
+    pub entry: &'static str,
+    pub kernel: Kernel,
+    /// For which rows it is done.
+    pub when: When,
+    /// Of a matrix: what is done besides.
+    pub sides: Sides,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    Always,
+    /// Where the step's first row sees few positions, or many.
+    Near,
+    Far,
+}
+
+impl Phase {
+    /// A launch as it is. A matrix has x of as many passes in shared memory as there is room for.
+    pub fn new(kernel: &Kernel) -> Self {
+        let mut kernel = kernel.clone();
+        if let Some(matvec) = kernel.matvec.clone() {
+            let chunk = matvec.step_chunk(kernel.number(PQ_CODE_TILES) as u32);
+            kernel.args[PQ_CHUNK] = Arg::Word(chunk);
+            kernel.shared = matvec.step_shared(chunk);
+        }
+        Self { entry: kernel.function.entry, kernel, when: When::Always, sides: Sides::default() }
     }
 }
 
@@ -281,23 +312,4 @@ fn look_ahead(phases: &mut [Phase]) {
 /// Bytes of an element of dense weights.
 fn dense_bytes(unit: &Unit) -> u32 {
     if unit.constant("DENSE_DTYPE") == Some(0) { 4 } else { 2 }
-}
-
-impl Kernel {
-    /// Argument `at`, an address or a number.
-    pub fn number(&self, at: usize) -> u64 {
-        match self.args.get(at) {
-            Some(Arg::Address(value)) => *value,
-            Some(Arg::Word(value)) => u64::from(*value),
-            _ => 0,
-        }
-    }
-
-    /// The parameter struct at argument `at`.
-    pub fn params(&self, at: usize) -> [u32; 16] {
-        match self.args.get(at) {
-            Some(Arg::Params(words)) => *words,
-            _ => [0; 16],
-        }
-    }
 }

@@ -5,12 +5,12 @@ use cudarc::cublas::sys::cudaDataType;
 use super::Cuda;
 use super::commands::{Commands, Gemm, Launch};
 use super::device::{Memory, Scratch, address};
-use super::kernels::{self, Lookup, Matvec, MatvecSubspace, TILE_ROWS, Unit};
+use super::io::{Io, Ready};
+use super::kernels::{self, Lookup, Matvec, MatvecSubspace, TILE_ROWS};
 use super::matmul::Way;
 use super::weight::{Kind, Part, Pq, Weight};
 use crate::Result;
 use crate::backend::Dtype;
-use crate::ops::LinearParams;
 
 /// Rows of x that are multiplied in f32.
 pub const SINGLE_ROWS: u32 = 4;
@@ -21,41 +21,6 @@ pub fn dtype_number(dtype: Dtype) -> u32 {
         Dtype::F16 => 1,
         Dtype::BF16 => 2,
     }
-}
-
-/// What a linear layer is applied to: `params.rows` rows of x and y, from row `first` on.
-pub struct Io<'a> {
-    pub x: &'a Memory,
-    pub bias: Option<&'a Memory>,
-    pub y: &'a Memory,
-    pub first: u64,
-    pub params: LinearParams,
-}
-
-impl Io<'_> {
-    /// Bytes before the first row of x.
-    pub fn x_at(&self, cols: usize) -> u64 {
-        self.first * cols as u64 * 4
-    }
-
-    /// Bytes before the first row of y.
-    pub fn y_at(&self) -> u64 {
-        self.first * u64::from(self.params.y_stride) * 4
-    }
-
-    /// The parameters with the part's columns.
-    pub fn of_part(&self, part: &Part) -> LinearParams {
-        LinearParams { y_offset: self.params.y_offset + part.first as u32, ..self.params }
-    }
-}
-
-/// Forms of x that are there for a weight's next part.
-#[derive(Default)]
-pub struct Ready {
-    /// In another element type.
-    pub half: Option<(Dtype, Memory)>,
-    /// Packed, by this kernel to so many column groups.
-    pub packed: Option<(Unit, u32)>,
 }
 
 impl Cuda {

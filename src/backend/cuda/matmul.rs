@@ -3,8 +3,9 @@
 use super::Cuda;
 use super::commands::{Commands, Launch};
 use super::device::{Memory, Scratch};
-use super::kernels::{self, Lookup, TILE_CODES, TILE_ROWS, Unit};
-use super::linear::{Io, Ready};
+use super::io::{Io, Ready};
+use super::kernels::{self, Lookup, TILE_CODES, TILE_ROWS};
+use super::unit::Unit;
 use super::weight::{Part, Pq};
 use crate::Result;
 use crate::backend::Dtype;

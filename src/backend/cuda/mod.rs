@@ -12,6 +12,8 @@ mod device;
 pub mod every;
 mod fuse;
 mod gram;
+mod graphs;
+mod io;
 mod join;
 pub mod kernels;
 mod linear;
@@ -24,6 +26,7 @@ pub mod roofline {}
 mod step;
 mod transfer;
 mod tune;
+pub mod unit;
 mod weight;
 
 use std::fmt::Display;
@@ -35,10 +38,12 @@ pub use weight::Weight;
 
 use crate::ops;
 use crate::{Error, Result};
-use commands::{Graphs, Launch};
+use commands::Launch;
 use device::{Device, Function, Memory};
-use kernels::{Cache, Unit};
+use graphs::Graphs;
+use kernels::Cache;
 use tune::Tuner;
+use unit::Unit;
 
 /// One CUDA device; clones are handles to the same.
 #[derive(Clone)]

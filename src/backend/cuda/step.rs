@@ -3,24 +3,10 @@
 
 use super::commands::{Arg, Kernel, Work};
 use super::device::{Device, Memory, address};
-use super::fuse::{self, Sides};
-use super::kernels::{self, Cache, Unit};
+use super::fuse::{self, Phase, When};
+use super::kernels::{self, Cache};
+use super::unit::{PHASES, Unit};
 use crate::Result;
-
-/// The launches that can be phases, by their entry's name, with the file that it is in and a constant without which the
-/// file cannot be compiled.
-const PHASES: &[(&str, &str, Option<&str>)] = &[
-    ("pq_matvec_shared", "pq_row", Some("PQ_TOKENS")),
-    ("dense_row", "dense_row", Some("DENSE_DTYPE")),
-    ("rms_norm", "rms_norm", None),
-    ("swiglu", "swiglu", None),
-    ("gather_rows", "gather_rows", None),
-    ("embed_pq", "embed", Some("PQ_D")),
-    ("rotate", "rotate", None),
-    ("attention_near", "attention_step", Some("HEAD_DIM")),
-    ("attention_far", "attention_step", Some("HEAD_DIM")),
-    ("attention_join", "attention_step", Some("HEAD_DIM")),
-];
 
 /// Launches that become part of other phases.
 const JOINED: &[&str] = &["rope_cache", "attention_split", "attention_combine"];
@@ -30,23 +16,6 @@ const NEAR: u32 = 512;
 
 /// Arguments of a phase in 8-byte slots, at most.
 const ARGUMENTS: usize = 33;
-
-/// The source of a step: the files that its constants suffice for, each in a namespace, then step.cu.
-pub fn source(unit: &Unit, head: &str) -> String {
-    let mut source = String::new();
-    for (i, (entry, _, _)) in PHASES.iter().enumerate() {
-        source += &format!("#define PHASE_{entry} {i}\n");
-    }
-    source += head;
-    let mut files: Vec<_> = PHASES.iter().map(|(_, file, needs)| (*file, *needs)).collect();
-    files.dedup();
-    for (file, needs) in files {
-        if needs.is_none_or(|name| unit.constant(name).is_some()) {
-            source += &format!("namespace {file} {{\n{}}}\n", kernels::text(file));
-        }
-    }
-    source + kernels::text("step")
-}
 
 /// A step's unit for matrices of `matvec` and what else its phases are specialised for.
 fn unit(others: &Unit, table: u32, threads: u32) -> Unit {
@@ -131,24 +100,6 @@ fn finish(
     Ok(())
 }
 
-/// A launch on its way into a step.
-pub struct Phase {
-    pub entry: &'static str,
-    pub kernel: Kernel,
-    /// For which rows it is done.
-    pub when: When,
-    /// Of a matrix: what is done besides.
-    pub sides: Sides,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum When {
-    Always,
-    /// Where the step's first row sees few positions, or many.
-    Near,
-    Far,
-}
-
 /// The run as one launch, and what it reads in `programs`; none where it cannot be one.
 fn step(
     device: &Device,
@@ -185,19 +136,6 @@ fn step(
     programs.push(program);
     let grid = [device.sms, 1, 1];
     Ok(Some(Kernel { function, grid, block: threads, shared, args, matvec: None, resident: true }))
-}
-
-impl Phase {
-    /// A launch as it is. A matrix has x of as many passes in shared memory as there is room for.
-    pub fn new(kernel: &Kernel) -> Self {
-        let mut kernel = kernel.clone();
-        if let Some(matvec) = kernel.matvec.clone() {
-            let chunk = matvec.step_chunk(kernel.number(fuse::PQ_CODE_TILES) as u32);
-            kernel.args[fuse::PQ_CHUNK] = Arg::Word(chunk);
-            kernel.shared = matvec.step_shared(chunk);
-        }
-        Self { entry: kernel.function.entry, kernel, when: When::Always, sides: Sides::default() }
-    }
 }
 
 /// A phase as step.cu reads it.

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 
 use cudarc::driver::sys;
 
-use super::commands::{Commands, Graphs};
+use super::commands::Commands;
 use super::device::{Device, driver};
-use super::kernels;
-use super::linear::{Io, Ready};
+use super::graphs::Graphs;
+use super::io::{Io, Ready};
 use super::matmul::Way;
 use super::nvrtc;
 use super::weight::{Part, Pq};
-use super::{Cuda, Precision};
+use super::{Cuda, Precision, unit};
 use crate::Result;
 use crate::ops::LinearParams;
 
@@ -124,7 +124,7 @@ impl Place {
         // SAFETY: the pointer is valid for writing.
         unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().ok()?;
         let sources: Vec<_> =
-            ["prelude", "pq_tile"].iter().chain(WAYS).map(|file| kernels::text(file)).collect();
+            ["prelude", "pq_tile"].iter().chain(WAYS).map(|file| unit::text(file)).collect();
         let key = nvrtc::digest(&(device.name(), device.arch, version, sources));
         Some(Self { path: nvrtc::directory()?.join(format!("ways-{key:016x}.txt")), key })
     }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::commands::{Commands, Graphs, Launch};
+use super::commands::{Commands, Launch};
 use super::device::{Device, Memory};
+use super::graphs::Graphs;
 use super::kernels::{self, Lookup, TILE_CODES, TILE_ROWS};
 use crate::Result;
 use crate::backend::{Dtype, WeightData};

@@ -3,11 +3,12 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use super::commands::Rope;
 use super::pipelines::Arg;
 use super::weight::Weight;
 use super::{Buffer, Commands, Wgpu};
 use crate::backend::{Backend, Key, WeightData};
-use crate::ops::{self, RopeCacheParams};
+use crate::ops;
 use crate::{Error, Result};
 
 /// Largest block of a rotation, head of attention and key of a delta net, as in the shaders.
@@ -21,18 +22,6 @@ const MAX_KERNEL: usize = 8;
 const DELTA_COLUMNS: usize = 32;
 /// Parts of a row in argmax.wgsl.
 const ARGMAX_PARTS: usize = 64;
-
-/// A recorded `rope_cache`, with handles on its buffers.
-pub struct Rope {
-    qkv: Buffer,
-    q_norm: Option<Buffer>,
-    k_norm: Option<Buffer>,
-    inv_freq: Buffer,
-    rows: Buffer,
-    k_cache: Buffer,
-    v_cache: Buffer,
-    params: RopeCacheParams,
-}
 
 impl Wgpu {
     /// Starts the `rope_cache` that waits for an attention, if there is one.

@@ -3,10 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use super::backend::Rope;
 use super::pipelines::{Arg, Constants, Pipeline};
 use super::{Buffer, Wgpu};
 use crate::backend::Key;
+use crate::ops::RopeCacheParams;
 use crate::{Error, Result};
 
 /// Lists that are kept for their next use. Decoding uses one, a prompt another.
@@ -18,6 +18,18 @@ pub struct Commands {
     kernels: Vec<Kernel>,
     /// A `rope_cache` that the attention after it may take in.
     pub(super) rope: Option<Rope>,
+}
+
+/// A recorded `rope_cache`, with handles on its buffers.
+pub struct Rope {
+    pub qkv: Buffer,
+    pub q_norm: Option<Buffer>,
+    pub k_norm: Option<Buffer>,
+    pub inv_freq: Buffer,
+    pub rows: Buffer,
+    pub k_cache: Buffer,
+    pub v_cache: Buffer,
+    pub params: RopeCacheParams,
 }
 
 /// One kernel, ready to be started.

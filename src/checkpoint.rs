@@ -132,7 +132,7 @@ impl Checkpoint {
         let entry = self
             .tensors
             .get(name)
-            .ok_or_else(|| Error::invalid(format!("tensor {name}"), "not in the checkpoint"))?;
+            .ok_or_else(|| Error::invalid(format!("tensor {name}"), "missing from the checkpoint"))?;
         let bytes = match &entry.place {
             Place::File(shard, range) => &self.shards[*shard][range.clone()],
             Place::Memory(values) => bytemuck::cast_slice(values),

@@ -240,21 +240,6 @@ __device__ __forceinline__ void store_linear(f32* y, const f32* bias, u32 token,
     *at = params.accumulate ? *at + v : v;
 }
 
-// What is done to x before it is multiplied, where `prepared` says where the result is kept: see RmsNormParams.
-struct MatvecInput { f32 eps, weight_offset; u32 rotate, unused[13]; };
-
-// The matrix that the step's next matvec multiplies by: bytes of a row tile, row tiles, bytes that a block asks for ahead.
-struct MatvecAhead { u32 tile_bytes, row_tiles, bytes, unused[13]; };
-
-// Asks for the beginning of what this block will read of the next matrix, so that memory is not idle while blocks wait
-// for each other.
-__device__ __forceinline__ void prefetch_next(const char* next, const MatvecAhead& ahead) {
-    const u32 first = ahead.row_tiles * real_block() / real_grid(), last = ahead.row_tiles * (real_block() + 1) / real_grid();
-    const u32 bytes = min((last - first) * ahead.tile_bytes, ahead.bytes);
-    const char* from = next + (u64)first * ahead.tile_bytes;
-    for (u32 i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) prefetch_l2(from + i);
-}
-
 // Where a kernel leaves its output rows in the order of pq_matmul_tiles as well (see pack_rows.cu), for codes of
 // 1 << log_d inputs that fill their tiles; null: nowhere. It is then launched for as many rows as there are columns for.
 struct Packed {

@@ -11,28 +11,8 @@
 override LANES: u32;
 // Tiles of a workgroup, so that its table serves more rows.
 override TILES: u32;
-// Whether codes or columns are missing at the end of the last streams.
-override RAGGED: bool;
-override HAS_BIAS: bool;
-
-@group(0) @binding(0) var<uniform> params: LinearParams;
-@group(0) @binding(1) var<uniform> weight: Weight;
-@group(0) @binding(2) var<storage, read> x: array<f32>; // [rows, weight.cols]
-@group(0) @binding(3) var<storage, read> words: array<u32>; // [weight.rows, weight.stride]
-@group(0) @binding(4) var<storage, read> tables: array<u32>; // [codebooks, K, centroid words]
-@group(0) @binding(5) var<storage, read> places: array<vec2<u32>>; // [weight.rows]: scale (f32), codebooks' first word
-@group(0) @binding(6) var<storage, read> bias: array<f32>; // [out]
-@group(0) @binding(7) var<storage, read_write> y: array<f32>; // [rows, y_stride]
 
 var<workgroup> sums4: array<vec4<f32>, WORKGROUP>;
-
-// Element `column` of the row of x that begins at `row`, 0 past its end.
-fn element(row: u32, column: u32) -> f32 {
-    if (RAGGED) {
-        return select(0.0, x[row + min(column, weight.cols - 1u)], column < weight.cols);
-    }
-    return x[row + column];
-}
 
 // The product of elements 2i and 2i + 1 of four rows' centroids with x from `column` on.
 fn pair_product(at: vec4<u32>, i: u32, row: u32, column: u32) -> vec4<f32> {

@@ -18,31 +18,11 @@ override WORDS: u32;
 override PASSES: u32;
 // PASSES * WORKGROUP.
 override PARTS: u32;
-// Whether codes or columns are missing at the end of the last streams.
-override RAGGED: bool;
-override HAS_BIAS: bool;
-
-@group(0) @binding(0) var<uniform> params: LinearParams;
-@group(0) @binding(1) var<uniform> weight: Weight;
-@group(0) @binding(2) var<storage, read> x: array<f32>; // [rows, weight.cols]
-@group(0) @binding(3) var<storage, read> words: array<u32>; // [weight.rows, weight.stride]
-@group(0) @binding(4) var<storage, read> tables: array<u32>; // [codebooks, K, centroid words]
-@group(0) @binding(5) var<storage, read> places: array<vec2<u32>>; // [weight.rows]: scale (f32), codebooks' first word
-@group(0) @binding(6) var<storage, read> bias: array<f32>; // [out]
-@group(0) @binding(7) var<storage, read_write> y: array<f32>; // [rows, y_stride]
 
 var<workgroup> table: array<u32, BOOK>;
 // What each invocation has of each row: [rows, LANES].
 var<workgroup> parts: array<f32, PARTS>;
 var<workgroup> eighths: array<f32, WORKGROUP>;
-
-// Element `column` of the row of x that begins at `row`, 0 past its end.
-fn element(row: u32, column: u32) -> f32 {
-    if (RAGGED) {
-        return select(0.0, x[row + min(column, weight.cols - 1u)], column < weight.cols);
-    }
-    return x[row + column];
-}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use half::{bf16, f16};
 
-use crate::pq::PqMatrix;
+use crate::pq::{PqMatrix, PqSpec};
 use crate::{Error, Result};
 
 /// Element type of a dense weight.
@@ -47,11 +47,37 @@ impl WeightData<'_> {
         }
     }
 
-    /// As it stands there, without a universal codebook.
+    pub fn form(&self) -> Form {
+        let (rows, cols) = self.shape();
+        let stored = match self {
+            WeightData::Dense { dtype, .. } => Stored::Dense(*dtype),
+            WeightData::Pq(matrix) => Stored::Pq(matrix.spec),
+        };
+        Form { rows, cols, stored }
+    }
+}
+
+/// A weight `[rows, cols]` without its numbers: all that its size depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    pub rows: usize,
+    pub cols: usize,
+    pub stored: Stored,
+}
+
+/// How a weight's numbers are stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Stored {
+    Dense(Dtype),
+    Pq(PqSpec),
+}
+
+impl Form {
+    /// Bytes in a file, without a universal codebook.
     pub fn bytes(&self) -> u64 {
-        match self {
-            WeightData::Dense { bytes, .. } => bytes.len() as u64,
-            WeightData::Pq(matrix) => matrix.bytes() as u64,
+        match self.stored {
+            Stored::Dense(dtype) => (self.rows * self.cols * dtype.size()) as u64,
+            Stored::Pq(spec) => spec.matrix_bytes(self.rows, self.cols) as u64,
         }
     }
 }

@@ -70,7 +70,7 @@ impl Backend for Small {
     }
 
     fn weight(&self, blocks: &[WeightData<'_>]) -> Result<Self::Weight> {
-        self.take(blocks.iter().map(|block| self.weight_bytes(block)).sum())?;
+        self.take(blocks.iter().map(|block| self.weight_bytes(&block.form())).sum())?;
         Cpu.weight(blocks)
     }
 

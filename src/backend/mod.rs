@@ -11,7 +11,7 @@ pub mod wgpu;
 pub use choice::{Choice, choose};
 pub use quantizer::{Gram, Quantizer, Rows};
 
-pub use crate::tensor::{Dtype, WeightData};
+pub use crate::tensor::{Dtype, Form, Stored, WeightData};
 
 use crate::Result;
 use crate::ops;
@@ -56,8 +56,8 @@ pub trait Backend {
         None
     }
     /// Bytes that [`Backend::weight`] takes for a matrix.
-    fn weight_bytes(&self, data: &WeightData<'_>) -> u64 {
-        data.bytes()
+    fn weight_bytes(&self, form: &Form) -> u64 {
+        form.bytes()
     }
     /// Bytes that [`Backend::alloc_cache`] takes.
     fn cache_bytes(&self, elements: usize) -> u64 {

@@ -14,7 +14,7 @@ use crate::backend::{Dtype, WeightData};
 use crate::checkpoint::{self, Assets};
 use crate::config::ModelConfig;
 use crate::pq::{PqMatrix, Scope};
-use crate::tensor::{TensorView, f16_slice};
+use crate::tensor::{Form, Stored, TensorView, f16_slice};
 use crate::{Error, Result};
 
 /// Far beyond any model.
@@ -98,6 +98,13 @@ impl Reader {
     /// Whether the model has a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.matrices.contains_key(name) || self.dense.contains_key(name)
+    }
+
+    /// The form of the matrix called `name`.
+    pub fn form(&self, name: &str) -> Result<Form> {
+        let Some(&at) = self.matrices.get(name) else { return Ok(self.tensor(name)?.weight(name)?.form()) };
+        let PlanEntry { shape: [rows, cols], spec, .. } = self.plan[at];
+        Ok(Form { rows, cols, stored: Stored::Pq(spec) })
     }
 
     /// The matrix called `name`, quantized or dense.

@@ -8,7 +8,7 @@ use super::arch::{self, Names, Role, arch, may_skip};
 use super::forward::Layer;
 use super::linear::Embedding;
 use super::room;
-use crate::backend::{Backend, WeightData};
+use crate::backend::{Backend, Form, WeightData};
 use crate::baseline::{self, Rtn};
 use crate::checkpoint::{Assets, Checkpoint};
 use crate::config::ModelConfig;
@@ -100,7 +100,17 @@ impl Source {
         }
     }
 
-    pub(super) fn weight(&self, name: &str) -> Result<WeightData<'_>> {
+    /// A matrix's form, of which nothing but headers is read.
+    pub(super) fn form(&self, name: &str) -> Result<Form> {
+        match self {
+            Source::Checkpoint(checkpoint) => Ok(checkpoint.tensor(name)?.weight(name)?.form()),
+            Source::File(file) => file.form(name),
+            #[cfg(not(target_arch = "wasm32"))]
+            Source::Random(random) => random.form(name),
+        }
+    }
+
+    fn weight(&self, name: &str) -> Result<WeightData<'_>> {
         match self {
             Source::Checkpoint(checkpoint) => checkpoint.tensor(name)?.weight(name),
             Source::File(file) => file.weight(name),
@@ -142,7 +152,7 @@ impl<'a, B: Backend> Tensors<'a, B> {
         let weight = self.source.weight(name)?;
         let (rows, cols) = weight.shape();
         check_shape(name, &shape, &[rows, cols])?;
-        self.bytes += weight.bytes();
+        self.bytes += weight.form().bytes();
         Ok(weight)
     }
 

@@ -12,7 +12,7 @@ use crate::backend::{Dtype, WeightData};
 use crate::checkpoint::Assets;
 use crate::config::ModelConfig;
 use crate::pq::{PqMatrix, PqSpec, RowScale, Scope};
-use crate::tensor::TensorView;
+use crate::tensor::{Form, Stored, TensorView};
 use crate::{Error, Result};
 
 /// How the matrices of a random model are stored.
@@ -125,6 +125,15 @@ impl Random {
         }
         let bytes = bytemuck::cast_slice(self.slice(name, elements));
         Ok(TensorView { dtype: Dtype::F16, shape: tensor.shape.clone(), bytes })
+    }
+
+    /// A matrix's form.
+    pub fn form(&self, name: &str) -> Result<Form> {
+        let tensor = self.get(name)?;
+        match (self.spec(tensor), &tensor.shape[..]) {
+            (Some(spec), &[rows, cols]) => Ok(Form { rows, cols, stored: Stored::Pq(spec) }),
+            _ => Ok(self.tensor(name)?.weight(name)?.form()),
+        }
     }
 
     /// A matrix.

@@ -15,7 +15,7 @@ pub fn weights<B: Backend>(backend: &B, source: &Source) -> Result<u64> {
     let mut bytes = 4 * source.config().rope.inv_freq().len() as u64;
     for tensor in arch::tensors(source.config(), &|name| present.contains(name)) {
         bytes += match tensor.shape[..] {
-            [_, _] => backend.weight_bytes(&source.weight(&tensor.name)?),
+            [_, _] => backend.weight_bytes(&source.form(&tensor.name)?),
             // Norms and the like, as f32.
             _ => 4 * tensor.shape.iter().product::<usize>() as u64,
         };

@@ -10,7 +10,7 @@ use super::pack;
 use super::weight::{self, Kind, Weight};
 use super::{Buffer, Cuda, Precision, error};
 use crate::Result;
-use crate::backend::{Backend, Bandwidth, Gram, Key, Quantizer, WeightData};
+use crate::backend::{Backend, Bandwidth, Form, Gram, Key, Quantizer, WeightData};
 use crate::ops::{self, LinearParams};
 
 /// Rows of a segment from which on attention takes them by tiles.
@@ -41,8 +41,8 @@ impl Backend for Cuda {
         self.device.memory().ok().map(|(free, _)| free as u64)
     }
 
-    fn weight_bytes(&self, data: &WeightData<'_>) -> u64 {
-        weight::bytes(data)
+    fn weight_bytes(&self, form: &Form) -> u64 {
+        weight::bytes(form, self.device.shared_limit)
     }
 
     fn cache_bytes(&self, elements: usize) -> u64 {

@@ -76,30 +76,21 @@ impl Cuda {
         cols: usize,
         io: &Io<'_>,
     ) -> Result<()> {
-        if io.params.rows == 1
-            && let Some((unit, shared)) =
-                kernels::dense_row(dtype_number(dtype), cols, self.device.shared_limit)
-        {
-            let function = self.device.function(unit, "dense_row")?;
-            let grid = [self.device.sms.min(part.rows as u32), 1, 1];
-            c.launch(
-                Launch::new(function, grid, kernels::DENSE_ROW_WARPS * 32, shared)
-                    .memory(memory)
-                    .optional(io.bias, part.first as u64 * 4)
-                    .memory_at(io.x, io.x_at(cols))
-                    .memory_at(io.y, io.y_at())
-                    .word(part.rows as u32)
-                    .word(cols as u32)
-                    .params(&io.of_part(part).words()),
-            );
-            return Ok(());
-        }
-        let unit = kernels::dense(dtype_number(dtype), io.params.rows);
-        let function = self.device.function(unit, "dense_matvec")?;
-        // 8 warps of 4 rows a block.
-        let grid = [part.rows.div_ceil(32) as u32, 1, 1];
+        let (dtype, rows) = (dtype_number(dtype), io.params.rows);
+        let alone = kernels::dense_row(dtype, cols, self.device.shared_limit).filter(|_| rows == 1);
+        let (function, grid, threads, shared) = match alone {
+            Some((unit, shared)) => {
+                let grid = self.device.sms.min(part.rows as u32);
+                (self.device.function(unit, "dense_row")?, grid, kernels::DENSE_ROW_WARPS * 32, shared)
+            }
+            None => {
+                let function = self.device.function(kernels::dense(dtype, rows), "dense_matvec")?;
+                // 8 warps of 4 rows a block.
+                (function, part.rows.div_ceil(32) as u32, 256, 0)
+            }
+        };
         c.launch(
-            Launch::new(function, grid, 256, 0)
+            Launch::new(function, [grid, 1, 1], threads, shared)
                 .memory(memory)
                 .optional(io.bias, part.first as u64 * 4)
                 .memory_at(io.x, io.x_at(cols))

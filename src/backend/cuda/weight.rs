@@ -10,8 +10,8 @@ use super::device::{Device, Memory};
 use super::graphs::Graphs;
 use super::kernels::{self, Lookup, TILE_CODES, TILE_ROWS};
 use crate::Result;
-use crate::backend::{Dtype, WeightData};
-use crate::pq::{PqMatrix, PqSpec, Scope};
+use crate::backend::{Dtype, Form, Stored, WeightData};
+use crate::pq::{PqMatrix, PqSpec, RowScale, Scope};
 
 /// Matrices that share their `in`, stacked along `out`.
 pub struct Weight {
@@ -88,16 +88,19 @@ impl Weight {
     }
 }
 
-/// Bytes that a matrix takes on the device, without a universal codebook.
-pub fn bytes(data: &WeightData<'_>) -> u64 {
-    match data {
-        WeightData::Dense { bytes, .. } => bytes.len() as u64,
-        WeightData::Pq(PqMatrix { spec, rows, cols, codebooks, scales, .. }) => {
-            let tiles = rows.div_ceil(TILE_ROWS) * spec.subspaces(*cols).div_ceil(TILE_CODES);
-            let own = if spec.scope == Scope::Universal { 0 } else { codebooks.len() / spec.d };
-            (tiles * spec.code_bits() * 128 + own * kernels::entry_halves(spec) * 2 + scales.len() * 2) as u64
-        }
-    }
+/// Bytes that a matrix takes on a device whose blocks may have `shared_limit` bytes of shared memory, without a universal
+/// codebook.
+pub fn bytes(form: &Form, shared_limit: usize) -> u64 {
+    let Form { rows, cols, stored: Stored::Pq(spec) } = *form else { return form.bytes() };
+    let code_tiles = spec.subspaces(cols).div_ceil(TILE_CODES);
+    let codes = rows.div_ceil(TILE_ROWS) * code_tiles * spec.code_bits() * 128;
+    let entries = if spec.scope == Scope::Universal { 0 } else { spec.codebooks(cols) * spec.k };
+    let tables = match Lookup::of(&spec, cols, shared_limit) {
+        Lookup::Subspace => table_words(&spec, code_tiles) * 4,
+        _ => 0,
+    };
+    let scales = if spec.scale == RowScale::None { 0 } else { 2 * rows };
+    (codes + entries * kernels::entry_halves(&spec) * 2 + tables + scales) as u64
 }
 
 /// Whether two blocks can be one matrix: the same element type, or the same spec with one codebook for both.
@@ -213,10 +216,15 @@ impl Pq {
     }
 }
 
+/// Words of [`Pq::tables`].
+fn table_words(spec: &PqSpec, code_tiles: usize) -> usize {
+    code_tiles * TILE_CODES * spec.k * kernels::entry_words(spec)
+}
+
 /// [`Pq::tables`].
 fn tables(device: &Device, graphs: &Graphs, spec: &PqSpec, cols: usize, pq: &Pq) -> Result<Memory> {
-    let (subspaces, words) = (spec.subspaces(cols), kernels::entry_words(spec));
-    let memory = device.alloc(pq.code_tiles * TILE_CODES * spec.k * words, true)?;
+    let subspaces = spec.subspaces(cols);
+    let memory = device.alloc(table_words(spec, pq.code_tiles), true)?;
     let function = device.function(kernels::tables(spec), "pq_tables")?;
     let mut commands = Commands::default();
     commands.launch(

@@ -23,11 +23,11 @@ const TENSOR_MEMORY: usize = 29 << 10;
 impl Wgpu {
     /// The constants of codes.wgsl for a slice. A CPU's caches hold a table as well as its workgroup memory would.
     pub(super) fn codes(&self, slice: &Slice) -> [(&'static str, u32); 6] {
-        let Layout::Pq { d, bits, book, group, .. } = slice.layout else {
+        let Layout::Pq { d, bits, book, .. } = slice.layout else {
             return [("D", 1), ("BITS", 1), ("BOOK", 1), ("SINGLE", 1), ("SHARED", 0), ("TABLE", 1)];
         };
         let room = (self.0.device.workgroup_memory as usize - TILES_MEMORY) / 4;
-        let single = group >= slice.cols.div_ceil(d);
+        let single = slice.single();
         let shared = single && book <= room && !self.0.device.is_software();
         let sizes = [("D", d), ("BITS", bits), ("BOOK", book), ("TABLE", if shared { book } else { 1 })];
         let [d, bits, book, table] = sizes.map(|(name, value)| (name, value as u32));
@@ -79,20 +79,18 @@ impl Wgpu {
         let places = Arg::Buffer(slice.places.as_ref().unwrap_or(nothing));
         let args = [params, weight, x, words, tables, places, bias, y];
         let ragged = ("RAGGED", (slice.chunks() * 32 * d != slice.cols).into());
-        let mut constants = self.codes(slice).to_vec();
+        let [d, bits, book, single, shared, table] = self.codes(slice);
         if rows <= MATVEC_ROWS
-            && let Some((table, rows_together)) = self.table(slice)
+            && let Some((sizes, together)) = self.table(slice)
         {
-            let mut all = table.to_vec();
-            all.extend([ragged, has_bias]);
-            let grid = [slice.rows.div_ceil(rows_together), rows];
-            self.kernel(c, "pq_matvec_table", &all, &args, grid)
+            let constants = [&sizes[..], &[ragged, has_bias]].concat();
+            self.kernel(c, "pq_matvec_table", &constants, &args, [slice.rows.div_ceil(together), rows])
         } else if rows <= MATVEC_ROWS {
             let (lanes, tiles, together) = self.lanes(slice);
-            constants.extend([("LANES", lanes as u32), ("TILES", tiles as u32), ragged, has_bias]);
+            let (lanes, tiles) = (("LANES", lanes as u32), ("TILES", tiles as u32));
+            let constants = [d, bits, book, single, shared, table, lanes, tiles, ragged, has_bias];
             self.kernel(c, "pq_matvec", &constants, &args, [slice.rows.div_ceil(together), rows])
         } else {
-            let [d, bits, book, single, shared, table] = self.codes(slice);
             match self.matmul(slice) {
                 Matmul::Lut => {
                     let k = book.1 / d.1.div_ceil(2);
@@ -120,14 +118,14 @@ impl Wgpu {
     /// The way to multiply many rows by a slice.
     fn matmul(&self, slice: &Slice) -> Matmul {
         let device = &self.0.device;
-        let Layout::Pq { d, bits, book, group, .. } = slice.layout else { return Matmul::Tile };
+        let Layout::Pq { d, bits, book, .. } = slice.layout else { return Matmul::Tile };
         let memory = device.workgroup_memory as usize;
         // Whole pairs of columns, one table, codes that fill words.
         let tensor = device.tensor
             && [2, 4].contains(&d)
             && 32 % bits == 0
             && slice.cols.is_multiple_of(d)
-            && group >= slice.cols.div_ceil(d)
+            && slice.single()
             && TENSOR_MEMORY + 4 * book <= memory;
         let lut = slice.together && 32 * book / d.div_ceil(2) + 64 <= memory;
         match device.matmul {
@@ -139,9 +137,8 @@ impl Wgpu {
 
     /// The constants of pq_matvec_table for a slice, if it is to be used, and the rows of a workgroup.
     fn table(&self, slice: &Slice) -> Option<([(&'static str, u32); 7], usize)> {
-        let Layout::Pq { d, bits, book, group, .. } = slice.layout else { return None };
-        let single = group >= slice.cols.div_ceil(d);
-        if !single || self.0.device.is_software() {
+        let Layout::Pq { d, bits, book, .. } = slice.layout else { return None };
+        if !slice.single() || self.0.device.is_software() {
             return None;
         }
         // Whole codes, of which an invocation has up to 4 words, 32 columns and 16 words of centroids.

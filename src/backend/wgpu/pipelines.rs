@@ -18,10 +18,10 @@ const KERNELS: [(&str, &[&str]); 20] = [
     ("rms_norm", &[include_str!("../../../shaders/rms_norm.wgsl")]),
     ("rotate", &[include_str!("../../../shaders/rotate.wgsl")]),
     ("dense_matmul", &[include_str!("../../../shaders/dense_matmul.wgsl")]),
-    ("pq_matvec", &[CODES, include_str!("../../../shaders/pq_matvec.wgsl")]),
-    ("pq_matvec_table", &[include_str!("../../../shaders/pq_matvec_table.wgsl")]),
-    ("pq_matmul", &[CODES, include_str!("../../../shaders/pq_matmul.wgsl")]),
-    ("pq_matmul_lut", &[CODES, include_str!("../../../shaders/pq_matmul_lut.wgsl")]),
+    ("pq_matvec", &[PQ_LINEAR, CODES, RAGGED, include_str!("../../../shaders/pq_matvec.wgsl")]),
+    ("pq_matvec_table", &[PQ_LINEAR, RAGGED, include_str!("../../../shaders/pq_matvec_table.wgsl")]),
+    ("pq_matmul", &[PQ_LINEAR, CODES, include_str!("../../../shaders/pq_matmul.wgsl")]),
+    ("pq_matmul_lut", &[PQ_LINEAR, CODES, include_str!("../../../shaders/pq_matmul_lut.wgsl")]),
     ("pq_matmul_tensor", &[include_str!("../../../shaders/pq_matmul_tensor.wgsl")]),
     ("rope_cache", &[ROPE, include_str!("../../../shaders/rope_cache.wgsl")]),
     ("attention", &[ONE, ATTEND, ATTENTION]),
@@ -36,6 +36,8 @@ const KERNELS: [(&str, &[&str]); 20] = [
 ];
 const PRELUDE: &str = include_str!("../../../shaders/prelude.wgsl");
 const CODES: &str = include_str!("../../../shaders/codes.wgsl");
+const PQ_LINEAR: &str = include_str!("../../../shaders/pq_linear.wgsl");
+const RAGGED: &str = include_str!("../../../shaders/ragged.wgsl");
 const ROPE: &str = include_str!("../../../shaders/rope.wgsl");
 const ATTEND: &str = include_str!("../../../shaders/attend.wgsl");
 const ATTENTION: &str = include_str!("../../../shaders/attention.wgsl");

@@ -113,6 +113,11 @@ impl Slice {
     pub fn chunks(&self) -> usize {
         self.layout.chunks(self.cols)
     }
+
+    /// Whether all subspaces of a row share a codebook.
+    pub fn single(&self) -> bool {
+        matches!(self.layout, Layout::Pq { d, group, .. } if group >= self.cols.div_ceil(d))
+    }
 }
 
 /// Rows `start..start + rows` of a block.

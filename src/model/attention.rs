@@ -1,9 +1,9 @@
 //! The attention block: norm, QKV, rotary embedding and cache, attention, output.
 
 use super::arch::{Names, arch};
-use super::forward::Pass;
 use super::linear::Linear;
-use super::load::Tensors;
+use super::pass::Pass;
+use super::source::Tensors;
 use super::state::LayerState;
 use crate::Result;
 use crate::backend::Backend;
@@ -52,9 +52,9 @@ impl<B: Backend> Attention<B> {
     pub fn forward(&self, pass: &mut Pass<'_, B>, norm: &B::Buffer, state: &mut LayerState<B>) -> Result<()> {
         let LayerState::Attention { k, v } = state else { return Ok(()) };
         pass.normed_linear(norm, &self.qkv)?;
-        let (config, s) = (&pass.model.config, &mut *pass.scratch);
+        let (config, arch, s) = (pass.config, arch(pass.config.family), &mut *pass.scratch);
         let [heads, kv_heads, head_dim] = [config.heads, config.kv_heads, config.head_dim].map(|n| n as u32);
-        let gated = u32::from(arch(config.family).gated_attention);
+        let gated = u32::from(arch.gated_attention);
         let q_stride = head_dim * (1 + gated);
         let (stride, context) = (self.qkv.outs() as u32, pass.context as u32);
         let params = RopeCacheParams {
@@ -69,19 +69,19 @@ impl<B: Backend> Attention<B> {
             v_offset: heads * q_stride + kv_heads * head_dim,
             context,
             eps: config.norm_eps,
-            weight_offset: pass.model.norm_offset(),
+            weight_offset: arch.norm_offset,
         };
         let op = ops::RopeCache {
             qkv: &mut s.wide,
             q_norm: self.qk_norm.as_ref().map(|(q, _)| q),
             k_norm: self.qk_norm.as_ref().map(|(_, k)| k),
-            inv_freq: &pass.model.inv_freq,
+            inv_freq: pass.inv_freq,
             rows: &s.places,
             k_cache: k,
             v_cache: v,
             params,
         };
-        pass.model.backend.rope_cache(pass.commands, op)?;
+        pass.backend.rope_cache(pass.commands, op)?;
         let params = AttentionParams {
             rows: pass.rows,
             segments: pass.segments,
@@ -104,7 +104,7 @@ impl<B: Backend> Attention<B> {
             y: &mut s.inner,
             params,
         };
-        pass.model.backend.attention(pass.commands, op)?;
+        pass.backend.attention(pass.commands, op)?;
         pass.residual_linear(&self.out)
     }
 }

@@ -1,7 +1,7 @@
 //! A model block by block: for work that looks at all of a text at one layer before it goes to the next.
 
 use super::arch::Input;
-use super::forward::Pass;
+use super::pass::Pass;
 use super::session::Session;
 use super::state::{Batch, Scratch};
 use crate::backend::Backend;
@@ -22,8 +22,8 @@ impl<B: Backend> Session<'_, B> {
         Ok(x)
     }
 
-    /// Takes the residual stream `x` `[rows, hidden]` of a sequence, from its first token on, through block `layer`, and returns what the block's linear layers read, each `[tokens, in]` with its `in`, in the order of
-    /// [`Input::at`]: rotated where their weights are. The sequence lies in slot 0, which is empty afterwards.
+    /// Takes the residual stream `x` `[rows, hidden]` of a sequence, from its first token on, through block `layer`, and
+    /// returns what the block's linear layers read, each `[tokens, in]` with its `in`, in the order of [`Input::at`]: rotated where their weights are. The sequence lies in slot 0, which is empty afterwards.
     pub fn block(&mut self, layer: usize, x: &mut B::Buffer, rows: usize) -> Result<Vec<(B::Buffer, usize)>> {
         let segments = self.begin(&vec![0; rows])?;
         let backend = &self.model.backend;
@@ -33,7 +33,9 @@ impl<B: Backend> Session<'_, B> {
         backend.gather_rows(&mut commands, ops::GatherRows { x: &*x, index, y: stream, params })?;
         let mut inputs = Vec::with_capacity(Input::PER_LAYER);
         let mut pass = Pass {
-            model: self.model,
+            backend,
+            config: &self.model.config,
+            inv_freq: &self.model.inv_freq,
             commands: &mut commands,
             context: self.options().context,
             scratch: &mut self.scratch,

@@ -1,9 +1,9 @@
 //! The gated delta net block: norm, projections, causal convolution, delta rule, gated norm, output.
 
 use super::arch::Names;
-use super::forward::Pass;
 use super::linear::Linear;
-use super::load::Tensors;
+use super::pass::Pass;
+use super::source::Tensors;
 use super::state::LayerState;
 use crate::backend::Backend;
 use crate::config::{DeltaNet as Sizes, ModelConfig};
@@ -61,7 +61,7 @@ impl<B: Backend> DeltaNet<B> {
     pub fn forward(&self, pass: &mut Pass<'_, B>, norm: &B::Buffer, state: &mut LayerState<B>) -> Result<()> {
         let LayerState::DeltaNet { conv, recurrent } = state else { return Ok(()) };
         pass.normed_linear(norm, &self.proj)?;
-        let (backend, s) = (&pass.model.backend, &mut *pass.scratch);
+        let (backend, s) = (pass.backend, &mut *pass.scratch);
         let (rows, segments) = (pass.rows, pass.segments);
         let (stride, channels) = (self.proj.outs() as u32, self.sizes.channels() as u32);
         let [value_heads, value_dim] = [self.sizes.value_heads, self.sizes.value_dim].map(|n| n as u32);
@@ -105,7 +105,7 @@ impl<B: Backend> DeltaNet<B> {
             dim: value_dim,
             stride,
             offset: channels,
-            eps: pass.model.config.norm_eps,
+            eps: pass.config.norm_eps,
             rotate: self.out.input_rotation(),
         };
         let op = ops::GatedNorm { x: &s.delta, gate: &s.wide, weight: &self.norm, y: &mut s.inner, params };

@@ -1,9 +1,9 @@
 //! [`Linear`]: one linear layer, or several that share their input, dense or product-quantized.
 
-use super::load::Tensors;
+use super::source::Tensors;
+use crate::Result;
 use crate::backend::{Backend, WeightData};
 use crate::ops::{self, LinearParams, RotateParams};
-use crate::{Error, Result};
 
 /// Linear layers `[out, in]` over the same input, stacked along `out`: their outputs stand side by side in a row.
 pub struct Linear<B: Backend> {
@@ -146,9 +146,4 @@ impl<B: Backend> Embedding<B> {
     pub fn weight(&self) -> &B::Weight {
         &self.weight
     }
-}
-
-/// For a `usize` that goes into a kernel's parameters.
-pub(super) fn word(what: &str, n: usize) -> Result<u32> {
-    u32::try_from(n).map_err(|_| Error::mismatch(what, "less than 2^32", n))
 }

@@ -1,9 +1,9 @@
 //! The MLP block: norm, gate and up, SwiGLU, down.
 
 use super::arch::Names;
-use super::forward::Pass;
 use super::linear::Linear;
-use super::load::Tensors;
+use super::pass::Pass;
+use super::source::Tensors;
 use crate::Result;
 use crate::backend::Backend;
 use crate::config::ModelConfig;
@@ -44,7 +44,7 @@ impl<B: Backend> Mlp<B> {
         let s = &mut *pass.scratch;
         let params =
             SwiGluParams { rows: pass.rows, dim: self.dim as u32, rotate: self.down.input_rotation() };
-        pass.model.backend.swiglu(pass.commands, ops::SwiGlu { x: &s.wide, y: &mut s.inner, params })?;
+        pass.backend.swiglu(pass.commands, ops::SwiGlu { x: &s.wide, y: &mut s.inner, params })?;
         pass.residual_linear(&self.down)
     }
 }

@@ -11,12 +11,15 @@ mod forward;
 mod linear;
 mod load;
 mod mlp;
+mod pass;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod random;
 pub mod room;
 mod session;
+mod source;
 mod state;
 
-pub use load::{Model, Source};
+pub use load::Model;
 pub use session::{Session, Tap};
+pub use source::Source;
 pub use state::{Batch, Row, SessionOptions};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::arch;
-use super::load::Source;
+use super::source::Source;
 use super::state::{LayerState, Scratch, SessionOptions};
 use crate::Result;
 use crate::backend::Backend;

@@ -2,11 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::forward::Pass;
-use super::linear::word;
 use super::load::Model;
+use super::pass::Pass;
 use super::room;
-use super::state::{Batch, LayerState, Scratch, Segment, SessionOptions};
+use super::state::{Batch, LayerState, Scratch, Segment, SessionOptions, word};
 use crate::backend::{Backend, Key};
 use crate::ops::{self, EmbedParams, GatherRowsParams, LinearParams, RmsNormParams};
 use crate::{Error, Result};
@@ -51,7 +50,7 @@ impl<'m, B: Backend> Session<'m, B> {
             .iter()
             .map(|&mixer| LayerState::new(&model.backend, config, mixer, &options))
             .collect::<Result<_>>()?;
-        let scratch = Scratch::new(model, &options)?;
+        let scratch = Scratch::new(&model.backend, config, &options)?;
         let positions = vec![0; options.slots];
         Ok(Self { model, options, scratch, state, positions, buffers: next_number() })
     }
@@ -133,7 +132,7 @@ impl<'m, B: Backend> Session<'m, B> {
         let segments = self.check(batch)?;
         let wanted: Vec<u32> =
             (0u32..).zip(&batch.rows).filter(|(_, row)| row.want_logits).map(|(i, _)| i).collect();
-        if self.scratch.reserve_logits(self.model, wanted.len())? {
+        if self.scratch.reserve_logits(&self.model.backend, &self.model.config, wanted.len())? {
             self.buffers = next_number();
         }
         self.write_batch(batch, &segments, &wanted)?;
@@ -167,7 +166,9 @@ impl<'m, B: Backend> Session<'m, B> {
         commands = show(backend, commands, &mut tap, "embed", &s.x, (rows * dim) as usize).await?;
         for (i, (layer, state)) in self.model.layers.iter().zip(&mut self.state).enumerate() {
             let mut pass = Pass {
-                model: self.model,
+                backend,
+                config,
+                inv_freq: &self.model.inv_freq,
                 commands: &mut commands,
                 scratch: &mut self.scratch,
                 rows,

@@ -1,8 +1,6 @@
 //! What a session keeps: rows of a batch, the state of each sequence, and scratch that is allocated once.
 
 use super::arch::arch;
-use super::linear::word;
-use super::load::Model;
 use crate::backend::Backend;
 use crate::config::{Mixer, ModelConfig};
 use crate::{Error, Result};
@@ -127,9 +125,9 @@ pub(super) struct Scratch<B: Backend> {
 }
 
 impl<B: Backend> Scratch<B> {
-    pub fn new(model: &Model<B>, options: &SessionOptions) -> Result<Self> {
-        let mut sizes = Self::sizes(&model.config, options)?.into_iter();
-        let mut next = || model.backend.alloc(sizes.next().unwrap_or(0));
+    pub fn new(backend: &B, config: &ModelConfig, options: &SessionOptions) -> Result<Self> {
+        let mut sizes = Self::sizes(config, options)?.into_iter();
+        let mut next = || backend.alloc(sizes.next().unwrap_or(0));
         Ok(Self {
             tokens: next()?,
             places: next()?,
@@ -173,12 +171,11 @@ impl<B: Backend> Scratch<B> {
     }
 
     /// Makes room for the logits of `rows` rows; whether that took other buffers.
-    pub fn reserve_logits(&mut self, model: &Model<B>, rows: usize) -> Result<bool> {
+    pub fn reserve_logits(&mut self, backend: &B, config: &ModelConfig, rows: usize) -> Result<bool> {
         let grows = rows > self.logit_rows;
         if grows {
-            self.last = model.backend.alloc(rows * model.config.hidden)?;
-            self.logits =
-                model.backend.alloc(product("the logits of a session", &[rows, model.config.vocab])?)?;
+            self.last = backend.alloc(rows * config.hidden)?;
+            self.logits = backend.alloc(product("the logits of a session", &[rows, config.vocab])?)?;
             self.logit_rows = rows;
         }
         Ok(grows)
@@ -207,4 +204,9 @@ fn product(what: &str, sizes: &[usize]) -> Result<usize> {
     let words = words.ok_or_else(|| Error::mismatch(what, "less than 2^32 words", format!("{sizes:?}")))?;
     word(what, words)?;
     Ok(words)
+}
+
+/// For a `usize` that goes into a kernel's parameters.
+pub(super) fn word(what: &str, n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::mismatch(what, "less than 2^32", n))
 }

@@ -5,8 +5,9 @@ use std::rc::Rc;
 
 use cudarc::cublas::sys::cudaDataType;
 
-use super::device::{Function, Memory, address};
+use super::device::Function;
 use super::kernels::Matvec;
+use super::memory::{Memory, address};
 
 /// One argument of a kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

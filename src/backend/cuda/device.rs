@@ -8,18 +8,16 @@ use std::sync::Arc;
 
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, sys};
+use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, sys};
 use cudarc::nvrtc::Ptx;
 use half::f16;
 
 use super::error;
+use super::memory::{Memory, address, describe, driver};
 use super::nvrtc;
 use super::transfer::Staging;
 use super::unit::Unit;
 use crate::{Error, Result};
-
-/// Device memory in 4-byte words, shared by what uses it and freed in stream order.
-pub type Memory = Arc<CudaSlice<u32>>;
 
 /// Oldest architecture that the kernels' instructions need (mma.sync m16n8k16, cp.async: Ampere).
 const OLDEST_ARCH: u32 = 80;
@@ -218,19 +216,20 @@ impl Device {
 
     /// [`Device::write`] of many bytes.
     pub fn write_large(&self, memory: &Memory, bytes: &[u8]) -> Result<()> {
-        self.staged(|staging| staging.write(self, memory, bytes))
+        self.staged(|staging| staging.write(&self.stream, memory, bytes))
     }
 
     /// The first bytes of `memory`, after everything enqueued so far.
     pub fn read_large(&self, memory: &Memory, bytes: &mut [u8]) -> Result<()> {
-        self.staged(|staging| staging.read(self, memory, bytes))
+        self.staged(|staging| staging.read(&self.stream, memory, bytes))
     }
 
     fn staged(&self, copy: impl FnOnce(&mut Staging) -> Result<()>) -> Result<()> {
+        self.bind()?;
         let mut staging = self.staging.borrow_mut();
         copy(match &mut *staging {
             Some(staging) => staging,
-            none => none.insert(Staging::new(self)?),
+            none => none.insert(Staging::new(&self.stream)?),
         })
     }
 
@@ -338,24 +337,9 @@ impl Device {
     }
 }
 
-/// Where `memory` is on the device. All work is on one stream, so there is nothing to wait for.
-pub fn address(memory: &Memory) -> u64 {
-    use cudarc::driver::DevicePtr;
-    memory.device_ptr(memory.stream()).0
-}
-
 fn no_room(name: &str, wanted: u64, free: usize, total: usize) -> Error {
     let [wanted, free, total] = [wanted, free as u64, total as u64].map(|b| b as f64 / f64::from(1 << 30));
     error(format!("{name} has no room for {wanted:.2} GiB: {free:.2} of its {total:.2} GiB are free"))
-}
-
-fn describe(e: &DriverError) -> String {
-    e.error_string().map_or_else(|_| format!("{e:?}"), |text| text.to_string_lossy().into_owned())
-}
-
-/// A driver's error as ours.
-pub fn driver(e: DriverError) -> Error {
-    error(describe(&e))
 }
 
 fn named(kernel: &str, e: &DriverError) -> Error {

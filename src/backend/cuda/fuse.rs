@@ -2,8 +2,9 @@
 //! matrices before or behind them (kernels/pq_row.cu), attention into fewer phases.
 
 use super::commands::{Arg, Kernel};
-use super::device::{Device, Memory, Scratch, address};
+use super::device::{Device, Scratch};
 use super::kernels::{self, TILE_ROWS};
+use super::memory::{Memory, address};
 use super::unit::Unit;
 use crate::Result;
 

@@ -3,7 +3,7 @@
 use cudarc::cublas::sys::{cublasFillMode_t, cublasOperation_t, cublasSsyrk_v2};
 
 use super::commands::{Commands, Launch};
-use super::device::{Memory, address};
+use super::memory::{Memory, address};
 use super::{Buffer, Cuda, error, kernels};
 use crate::Result;
 use crate::backend::Gram;

@@ -13,8 +13,9 @@ use cudarc::cublas::sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation
 use cudarc::driver::{CudaGraph, sys};
 
 use super::commands::{Arg, Commands, Gemm, Kernel, Work};
-use super::device::{Device, Memory, driver};
+use super::device::Device;
 use super::join::join;
+use super::memory::{Memory, driver};
 use super::pack::pack;
 use super::{error, step};
 use crate::Result;

@@ -1,6 +1,6 @@
 //! What the kernels of linear layers read and write.
 
-use super::device::Memory;
+use super::memory::Memory;
 use super::unit::Unit;
 use super::weight::Part;
 use crate::backend::Dtype;

@@ -4,10 +4,11 @@ use cudarc::cublas::sys::cudaDataType;
 
 use super::Cuda;
 use super::commands::{Commands, Gemm, Launch};
-use super::device::{Memory, Scratch, address};
+use super::device::Scratch;
 use super::io::{Io, Ready};
 use super::kernels::{self, Lookup, Matvec, MatvecSubspace, TILE_ROWS};
 use super::matmul::Way;
+use super::memory::{Memory, address};
 use super::weight::{Kind, Part, Pq, Weight};
 use crate::Result;
 use crate::backend::Dtype;

@@ -2,9 +2,10 @@
 
 use super::Cuda;
 use super::commands::{Commands, Launch};
-use super::device::{Memory, Scratch};
+use super::device::Scratch;
 use super::io::{Io, Ready};
 use super::kernels::{self, Lookup, TILE_CODES, TILE_ROWS};
+use super::memory::Memory;
 use super::unit::Unit;
 use super::weight::{Part, Pq};
 use crate::Result;

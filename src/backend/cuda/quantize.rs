@@ -7,7 +7,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::commands::{Commands, Launch};
-use super::device::{Device, Memory, address};
+use super::device::Device;
+use super::memory::{Memory, address};
 use super::{Cuda, error, kernels, linear};
 use crate::backend::{Backend, Quantizer, Rows};
 use crate::pq::quantize::{self as cpu, SAMPLE, check, round};

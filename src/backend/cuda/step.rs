@@ -2,9 +2,10 @@
 //! operations do to a row between two matrices moved into the matrices' own kernels (fuse.rs).
 
 use super::commands::{Arg, Kernel, Work};
-use super::device::{Device, Memory, address};
+use super::device::Device;
 use super::fuse::{self, Phase, When};
 use super::kernels::{self, Cache};
+use super::memory::{Memory, address};
 use super::unit::{PHASES, Unit};
 use crate::Result;
 

@@ -1,11 +1,13 @@
 //! Large copies between the host's memory and the device's: through two pinned buffers, of which all threads fill or
 //! empty one while the other is on its way.
 
-use cudarc::driver::{CudaEvent, PinnedHostSlice, result};
+use std::sync::Arc;
+
+use cudarc::driver::{CudaEvent, CudaStream, PinnedHostSlice, result};
 use rayon::prelude::*;
 
-use super::device::{Device, Memory, address, driver};
 use super::error;
+use super::memory::{Memory, address, driver};
 use crate::Result;
 
 /// Bytes of one pinned buffer, and what a thread copies at once.
@@ -32,24 +34,23 @@ impl Stage {
 }
 
 impl Staging {
-    pub fn new(device: &Device) -> Result<Self> {
+    pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         let stage = || {
             // SAFETY: zeroed right below.
             let mut memory =
-                unsafe { device.stream.context().alloc_pinned_with_flags::<u8>(STAGE, 0) }.map_err(driver)?;
+                unsafe { stream.context().alloc_pinned_with_flags::<u8>(STAGE, 0) }.map_err(driver)?;
             // SAFETY: the pointer is to STAGE bytes that nothing else uses.
             unsafe { memory.as_mut_ptr().map_err(driver)?.write_bytes(0, STAGE) };
-            Ok(Stage { memory, copied: device.stream.record_event(None).map_err(driver)? })
+            Ok(Stage { memory, copied: stream.record_event(None).map_err(driver)? })
         };
         Ok(Self([stage()?, stage()?]))
     }
 
     /// Copies `bytes` to the start of `memory`, which is large enough.
-    pub fn write(&mut self, device: &Device, memory: &Memory, bytes: &[u8]) -> Result<()> {
+    pub fn write(&mut self, stream: &Arc<CudaStream>, memory: &Memory, bytes: &[u8]) -> Result<()> {
         if bytes.len() > memory.num_bytes() {
             return Err(error(format!("writing {} bytes to {}", bytes.len(), memory.num_bytes())));
         }
-        device.bind()?;
         for (i, from) in bytes.chunks(STAGE).enumerate() {
             let stage = &mut self.0[i % 2];
             let staged = stage.bytes(from.len())?;
@@ -59,18 +60,17 @@ impl Staging {
                 .for_each(|(to, from)| to.copy_from_slice(from));
             let to = address(memory) + (i * STAGE) as u64;
             // SAFETY: `memory` is alive and large enough; `staged` is not touched before the event below.
-            unsafe { result::memcpy_htod_async(to, staged, device.stream.cu_stream()) }.map_err(driver)?;
-            stage.copied.record(&device.stream).map_err(driver)?;
+            unsafe { result::memcpy_htod_async(to, staged, stream.cu_stream()) }.map_err(driver)?;
+            stage.copied.record(stream).map_err(driver)?;
         }
         Ok(())
     }
 
     /// Copies the start of `memory` to `bytes`, after everything enqueued so far.
-    pub fn read(&mut self, device: &Device, memory: &Memory, bytes: &mut [u8]) -> Result<()> {
+    pub fn read(&mut self, stream: &Arc<CudaStream>, memory: &Memory, bytes: &mut [u8]) -> Result<()> {
         if bytes.len() > memory.num_bytes() {
             return Err(error(format!("reading {} bytes of {}", bytes.len(), memory.num_bytes())));
         }
-        device.bind()?;
         let mut chunks: Vec<&mut [u8]> = bytes.chunks_mut(STAGE).collect();
         for i in 0..=chunks.len() {
             if let Some(next) = chunks.get(i) {
@@ -78,9 +78,8 @@ impl Staging {
                 let staged = stage.bytes(next.len())?;
                 let from = address(memory) + (i * STAGE) as u64;
                 // SAFETY: `memory` is alive and large enough; `staged` is not touched before the event below.
-                unsafe { result::memcpy_dtoh_async(staged, from, device.stream.cu_stream()) }
-                    .map_err(driver)?;
-                stage.copied.record(&device.stream).map_err(driver)?;
+                unsafe { result::memcpy_dtoh_async(staged, from, stream.cu_stream()) }.map_err(driver)?;
+                stage.copied.record(stream).map_err(driver)?;
             }
             if let Some(done) = i.checked_sub(1).map(|last| &mut *chunks[last]) {
                 let staged = self.0[(i - 1) % 2].bytes(done.len())?;

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use cudarc::driver::sys;
 
 use super::commands::Commands;
-use super::device::{Device, driver};
+use super::device::Device;
 use super::graphs::Graphs;
 use super::io::{Io, Ready};
 use super::matmul::Way;
+use super::memory::driver;
 use super::nvrtc;
 use super::weight::{Part, Pq};
 use super::{Cuda, Precision, unit};

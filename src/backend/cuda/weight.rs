@@ -6,9 +6,10 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::commands::{Commands, Launch};
-use super::device::{Device, Memory};
+use super::device::Device;
 use super::graphs::Graphs;
 use super::kernels::{self, Lookup, TILE_CODES, TILE_ROWS};
+use super::memory::Memory;
 use crate::Result;
 use crate::backend::{Dtype, Form, Stored, WeightData};
 use crate::pq::{PqMatrix, PqSpec, RowScale, Scope};

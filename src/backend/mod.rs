@@ -13,11 +13,19 @@ pub use quantizer::{Gram, Quantizer, Rows};
 
 pub use crate::tensor::{Dtype, Form, Stored, WeightData};
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::Result;
 use crate::ops;
 
 /// What a list of commands depends on.
 pub type Key = [u64; 4];
+
+/// A number that no other call returns, to tell keys apart.
+pub fn unique() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
+}
 
 /// Memory bandwidth in bytes per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,8 +49,6 @@ pub trait Backend {
     type Weight;
     /// Operations recorded and not yet submitted.
     type Commands;
-    /// Whether operations take effect as they are recorded.
-    const EAGER: bool = false;
 
     /// What runs here, for people: "cpu, 2 threads", "cuda, NVIDIA H200".
     fn describe(&self) -> String;

@@ -10,7 +10,7 @@ pub mod speed;
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::backend::Backend;
+use crate::backend::{Backend, unique};
 
 /// Several runs of the same thing.
 #[derive(Clone, Debug)]
@@ -46,8 +46,8 @@ fn copies(bytes: usize) -> usize {
     COLD_BYTES.div_ceil(bytes).clamp(2, LAUNCHES)
 }
 
-/// Times what `record` records on each of `sets`: all in one list of launches, so that what a launch costs the host is
-/// not in it. Gives the time of one.
+/// Times what `record` records on each of `sets`: all in one list of launches, which is replayed where the backend can, so
+/// that what a launch costs the host is not in it. Gives the time of one.
 async fn cold<B: Backend, S>(
     backend: &B,
     sets: &mut [S],
@@ -55,18 +55,17 @@ async fn cold<B: Backend, S>(
     mut record: impl FnMut(&mut B::Commands, &mut S) -> Result<()>,
 ) -> Result<Samples> {
     let end = backend.alloc(1)?;
+    let key = [unique(), 0, 0, 0];
     let mut runs = Vec::new();
     for run in 0..repeat.max(1) + 3 {
-        let mut start = Instant::now();
-        let mut commands = backend.begin()?;
-        for set in &mut *sets {
-            record(&mut commands, set)?;
+        let start = Instant::now();
+        if !backend.replay(&key)? {
+            let mut commands = backend.begin()?;
+            for set in &mut *sets {
+                record(&mut commands, set)?;
+            }
+            backend.submit_as(commands, key)?;
         }
-        if !B::EAGER {
-            backend.read(&end, 0, 1).await?;
-            start = Instant::now();
-        }
-        backend.submit(commands)?;
         backend.read(&end, 0, 1).await?;
         // The first runs compile, record and capture.
         if run >= 3 {

@@ -1,20 +1,12 @@
 //! [`Session`]: a model at work on some sequences.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::load::Model;
 use super::pass::Pass;
 use super::room;
 use super::state::{Batch, LayerState, Scratch, Segment, SessionOptions, word};
-use crate::backend::{Backend, Key};
+use crate::backend::{Backend, Key, unique};
 use crate::ops::{self, EmbedParams, GatherRowsParams, LinearParams, RmsNormParams};
 use crate::{Error, Result};
-
-/// 1, 2, 3, ...
-fn next_number() -> u64 {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    LAST.fetch_add(1, Ordering::Relaxed) + 1
-}
 
 /// Sees named activations `[rows, dim]` as they are computed: `embed`, `layer_I` (the residual stream after block
 /// I), `norm` (the final norm, of the rows whose logits are wanted).
@@ -52,7 +44,7 @@ impl<'m, B: Backend> Session<'m, B> {
             .collect::<Result<_>>()?;
         let scratch = Scratch::new(&model.backend, config, &options)?;
         let positions = vec![0; options.slots];
-        Ok(Self { model, options, scratch, state, positions, buffers: next_number() })
+        Ok(Self { model, options, scratch, state, positions, buffers: unique() })
     }
 
     pub fn model(&self) -> &'m Model<B> {
@@ -133,7 +125,7 @@ impl<'m, B: Backend> Session<'m, B> {
         let wanted: Vec<u32> =
             (0u32..).zip(&batch.rows).filter(|(_, row)| row.want_logits).map(|(i, _)| i).collect();
         if self.scratch.reserve_logits(&self.model.backend, &self.model.config, wanted.len())? {
-            self.buffers = next_number();
+            self.buffers = unique();
         }
         self.write_batch(batch, &segments, &wanted)?;
 

@@ -71,7 +71,6 @@ impl Backend for Cpu {
     type Buffer = Buffer;
     type Weight = Weight;
     type Commands = ();
-    const EAGER: bool = true;
 
     fn describe(&self) -> String {
         let threads = rayon::current_num_threads();

@@ -33,6 +33,9 @@ const QWEN35: &str = r#"{
     "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4
 }"#;
 
+/// A configuration, the specs of its linear layers and of its head, sequences, steps, and tokens of the first's prompt.
+type Case = (&'static str, &'static str, &'static str, usize, usize, usize);
+
 pub fn cases<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
     let cases = [
         (LLAMA, "2-256@universal", "2-256@universal", 1, 20, 310),
@@ -50,7 +53,23 @@ pub fn cases<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
         (QWEN35, "2-256@universal", "2-256@universal", 1, 12, 310),
         (QWEN35, "3-512@universal", "2-256@universal", 4, 6, 310),
     ];
-    for (config, linear, head, slots, steps, prompt) in cases {
+    run(device, checks, &cases);
+}
+
+/// Two steps of each kind: of few positions, of many, with a delta net, with a table per subspace.
+#[cfg(feature = "cuda")]
+pub fn few<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
+    let cases = [
+        (LLAMA, "2-256@universal", "2-256@universal", 1, 2, 20),
+        (LLAMA, "2-64@universal", "2-64@universal", 1, 2, 511),
+        (QWEN3, "2-256@subspace", "2-256@universal", 2, 2, 20),
+        (QWEN35, "2-256@universal", "2-256@universal", 1, 2, 40),
+    ];
+    run(device, checks, &cases);
+}
+
+fn run<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks, cases: &[Case]) {
+    for &(config, linear, head, slots, steps, prompt) in cases {
         let storage = Storage {
             linear: Some(linear.parse().expect("a spec")),
             head: Some(head.parse().expect("a spec")),

@@ -4,6 +4,8 @@
 
 mod attention;
 mod causal_conv;
+#[cfg(feature = "cuda")]
+mod cuda_few;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod decode;
 mod delta_rule;

@@ -84,15 +84,23 @@ fn halves(values: &[f16]) -> Vec<f32> {
 pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
     let quantizer = device.0.quantizer();
     assert_ne!(quantizer.describe(), Quantizer::describe(&Cpu), "the CPU would be compared with itself");
-    bytes(quantizer, checks);
-    feedback(quantizer, checks);
+    bytes(quantizer, checks, &SPECS, &SHAPES);
+    feedback(quantizer, checks, &FEEDBACK_CASES);
     refusals(quantizer);
-    gram(device, checks);
+    gram(device, checks, &[(1, 3), (37, 70), (200, 300)]);
 }
 
-fn bytes(quantizer: &dyn Quantizer, checks: &mut Checks) {
-    for (i, text) in SPECS.iter().enumerate() {
-        for (j, &shape) in SHAPES.iter().enumerate() {
+/// Each kind of kernel on little.
+pub fn few<B: Backend>(device: &Device<B>, checks: &mut Checks) {
+    let quantizer = device.0.quantizer();
+    bytes(quantizer, checks, &["2-16@universal", "2-16@subspace+rms", "3-64@group:4+norotate"], &[(33, 70)]);
+    feedback(quantizer, checks, &[("2-16@universal", (100, 160)), ("4-64@matrix+norotate", (70, 130))]);
+    gram(device, checks, &[(37, 70)]);
+}
+
+fn bytes(quantizer: &dyn Quantizer, checks: &mut Checks, specs: &[&str], shapes: &[(usize, usize)]) {
+    for (i, text) in specs.iter().enumerate() {
+        for (j, &shape) in shapes.iter().enumerate() {
             let spec = text.parse::<PqSpec>().expect("a spec").for_cols(shape.1);
             let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][(i + j) % 3];
             let bytes = weights(shape.0, shape.1, dtype);
@@ -121,15 +129,18 @@ fn bytes(quantizer: &dyn Quantizer, checks: &mut Checks) {
     }
 }
 
-fn feedback(quantizer: &dyn Quantizer, checks: &mut Checks) {
-    for (text, shape) in [
-        ("2-256@universal", (300, 512)),
-        ("1-16@universal", (100, 160)),
-        ("3-64@universal+norotate", (300, 500)),
-        ("2-64@subspace", (200, 258)),
-        ("4-256@group:3+norotate", (150, 402)),
-        ("8-256@matrix", (256, 512)),
-    ] {
+/// Specs, and the rows and columns of what is quantized with them with error feedback.
+const FEEDBACK_CASES: [(&str, (usize, usize)); 6] = [
+    ("2-256@universal", (300, 512)),
+    ("1-16@universal", (100, 160)),
+    ("3-64@universal+norotate", (300, 500)),
+    ("2-64@subspace", (200, 258)),
+    ("4-256@group:3+norotate", (150, 402)),
+    ("8-256@matrix", (256, 512)),
+];
+
+fn feedback(quantizer: &dyn Quantizer, checks: &mut Checks, cases: &[(&str, (usize, usize))]) {
+    for &(text, shape) in cases {
         let spec: PqSpec = text.parse().expect("a spec");
         let (rows, cols) = shape;
         let mut random = Random::new(cols as u64);
@@ -180,8 +191,8 @@ fn refusals(quantizer: &dyn Quantizer) {
     }
 }
 
-fn gram<B: Backend>(device: &Device<B>, checks: &mut Checks) {
-    for (rows, dim) in [(1, 3), (37, 70), (200, 300)] {
+fn gram<B: Backend>(device: &Device<B>, checks: &mut Checks, sizes: &[(usize, usize)]) {
+    for &(rows, dim) in sizes {
         let mut random = Random::new(dim as u64);
         let x = random.values(2 * rows * dim);
         let mut gram = device.0.gram(dim).expect("memory").expect("a device's own sums");

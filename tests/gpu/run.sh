@@ -1,11 +1,12 @@
 #!/bin/sh
 # Everything that needs an NVIDIA GPU, on a machine that has one and this folder's repository, and need not have cargo:
-#   sh tests/gpu/run.sh FOLDER [conformance|soak|memcheck|racecheck|bench]...     (all unless told otherwise)
+#   sh tests/gpu/run.sh FOLDER [conformance|soak|memcheck|racecheck|synccheck|bench]...     (all unless told otherwise)
 # FOLDER holds release binaries built elsewhere, `fasq-bench` and `conformance`:
 #   cargo build --release --bin fasq-bench && cp target/release/fasq-bench FOLDER
 #   cargo test --release --test conformance --no-run && cp target/release/deps/conformance-HASH FOLDER/conformance
-# memcheck and racecheck are those of compute-sanitizer, of the CUDA toolkit. They slow kernels down a hundredfold, so
-# they get the cases of every kind of kernel that are small.
+# memcheck, racecheck and synccheck are those of compute-sanitizer, of the CUDA toolkit. They slow kernels down a
+# hundredfold, so they get small cases of every kind of kernel (tests/conformance/cuda_few.rs where the usual ones are large);
+# conformance before them leaves the kernels compiled.
 set -u
 folder=$1
 shift
@@ -26,10 +27,11 @@ soak() {
     step "$folder/conformance" cuda_soak
 }
 
+# Of one of compute-sanitizer's tools, within ten minutes.
 sanitizer() {
-    step compute-sanitizer --tool "$1" --error-exitcode 1 "$folder/conformance" --test-threads=1 \
+    step timeout 600 compute-sanitizer --tool "$1" --error-exitcode 1 "$folder/conformance" --test-threads=1 \
         cuda::attention cuda::causal_conv cuda::delta_rule cuda::embed cuda::gated_norm cuda::gather_rows \
-        cuda::rms_norm cuda::rope_cache cuda::rotate cuda::swiglu cuda::top_k cuda_decode::decode cuda_quantize
+        cuda::rms_norm cuda::rope_cache cuda::rotate cuda::swiglu cuda::top_k cuda_few
 }
 
 bench() {
@@ -49,10 +51,10 @@ bench() {
 
 for part in "${@:-all}"; do
     case $part in
-    all) conformance; soak; sanitizer memcheck; sanitizer racecheck; bench ;;
+    all) conformance; soak; sanitizer memcheck; sanitizer racecheck; sanitizer synccheck; bench ;;
     conformance | soak | bench) "$part" ;;
-    memcheck | racecheck) sanitizer "$part" ;;
-    *) echo "run.sh: no part $part: conformance, soak, memcheck, racecheck or bench"; exit 2 ;;
+    memcheck | racecheck | synccheck) sanitizer "$part" ;;
+    *) echo "run.sh: no part $part: conformance, soak, memcheck, racecheck, synccheck or bench"; exit 2 ;;
     esac
 done
 exit $failed

@@ -339,20 +339,7 @@ impl Backend for Cuda {
     }
 
     fn delta_rule(&self, c: &mut Commands, op: ops::DeltaRule<'_, Buffer>) -> Result<()> {
-        let p = op.params;
-        let grid = [p.value_dim.div_ceil(32), p.value_heads, p.segments];
-        c.launch(
-            Launch::new(self.entry(kernels::delta_rule(p.key_dim), "delta_rule")?, grid, 128, 0)
-                .memory(&op.qkv.0)
-                .memory(&op.proj.0)
-                .memory(&op.a_log.0)
-                .memory(&op.dt_bias.0)
-                .memory(&op.segments.0)
-                .memory(&op.state.0)
-                .memory(&op.y.0)
-                .params(&p.words()),
-        );
-        Ok(())
+        self.delta_rows(c, op)
     }
 
     fn gated_norm(&self, c: &mut Commands, op: ops::GatedNorm<'_, Buffer>) -> Result<()> {

@@ -42,6 +42,8 @@ pub enum Scratch {
     Packed,
     /// Parts of pq_matmul_tiles' outputs that are there: zeros between launches.
     Arrivals,
+    /// What the delta rule makes of chunks of rows before it goes through them.
+    Chunks,
     /// Results of argmax.
     Found,
     /// Of cuBLAS.

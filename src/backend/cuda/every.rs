@@ -1,5 +1,6 @@
 //! Every kernel in every kind of specialisation, for tests that compile them without a device.
 
+use super::delta_rule;
 use super::kernels::*;
 use super::matmul::{self, Tables, Tiles};
 use super::step;
@@ -34,7 +35,10 @@ pub fn units(limit: usize) -> Vec<Checked> {
     all.extend(caches.map(|cache| (rope_cache(cache), 0)));
     all.extend([2, 4].map(|kernel| (causal_conv(kernel), 0)));
     all.extend((1..=8).flat_map(|d| [(kmeans(d), 0), (carry(d), 0)]));
-    all.extend([16, 128].map(|key_dim| (delta_rule(key_dim), 0)));
+    for key_dim in [16, 128] {
+        all.push((delta_rule::by_rows(key_dim), 0));
+        all.extend(delta_rule::by_chunks(key_dim));
+    }
     for dtype in 0..3 {
         all.extend((1..=4).map(|rows| (dense(dtype, rows), 0)));
         all.extend(dense_row(dtype, 14336, limit));

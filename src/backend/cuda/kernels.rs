@@ -352,10 +352,6 @@ pub fn causal_conv(kernel: u32) -> Unit {
     Unit::new("causal_conv", &[("CONV_KERNEL", kernel), ("CONV_PIECE", CONV_PIECE)])
 }
 
-pub fn delta_rule(key_dim: u32) -> Unit {
-    Unit::new("delta_rule", &[("KEY_DIM", key_dim)])
-}
-
 /// k-means and search for vectors of `d` elements.
 pub fn kmeans(d: usize) -> Unit {
     Unit::new("kmeans", &[("VECTOR", d as u32)])

@@ -8,6 +8,7 @@
 
 mod backend;
 mod commands;
+mod delta_rule;
 mod device;
 pub mod every;
 mod fuse;

@@ -43,7 +43,8 @@ pub fn plan(device: &Device, work: &[Work]) -> Result<(Vec<Work>, Vec<Memory>)> 
     // sequences a matrix is work enough for a launch of its own.
     let better_apart = |work: &Work| match work {
         Work::Kernel(kernel) => {
-            kernel.function.entry == "delta_rule" || kernel.matvec.as_ref().is_some_and(|m| m.tokens > 1)
+            ["delta_rule", "delta_chunks"].contains(&kernel.function.entry)
+                || kernel.matvec.as_ref().is_some_and(|m| m.tokens > 1)
         }
         Work::Gemm(_) => false,
     };

@@ -94,6 +94,7 @@ sources!(
     "attention_step",
     "carry",
     "causal_conv",
+    "delta_chunks",
     "delta_rule",
     "dense_matmul",
     "dense_row",

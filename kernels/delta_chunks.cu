@@ -1,22 +1,24 @@
 // The gated delta rule by chunks of 32 rows (the formulas: src/backend/cpu/delta_rule.rs), in two launches.
 //
 // delta_prepare, a block per chunk and key head, makes what does not depend on the state: normalised keys and queries,
-// T = diag(exp(G_C - G)) (I + A)^-1 diag(beta) and M = (Q K^T * D) (I + A)^-1 diag(beta) of each value head. With
-// R = V - exp(G) K S a chunk then is Y = exp(G) Q S + M R and S' = exp(G_C) S + K^T T R.
+// and T = (I + A)^-1 diag(beta) and P = Q K^T * D of each value head. With W = T (V - exp(G) K S) a chunk then is
+// Y = exp(G) Q S + P W and S' = exp(G_C) S + K^T diag(exp(G_C - G)) W.
 //
-// delta_chunks goes through a segment's chunks. A warp has 16 columns of S, and all of them, transposed, in the
-// accumulators of its tensor core: what is an accumulator's place after one product is an operand's in the next, so
-// S, R and T R never leave registers and warps need nothing of each other. They share what stands on the right of
-// all five products: it arrives by cp.async, a stage of 16 tiles at a time, in the order of use.
+// delta_chunks goes through a segment's chunks. Two warps have 16 columns of S, each those of half the keys, transposed,
+// in the accumulators of a tensor core: what is an accumulator's place after one product is an operand's in the next, so
+// S never leaves registers. Both warps multiply their part of S by keys and queries; one goes on to W, the other to Y.
+// What stands on the right of the products arrives by cp.async, some stages ahead, in the order of use; the barrier
+// that a stage needs is the one that partial sums and W need.
 //
 // Numbers are pairs of bf16, high and low (16 bits, the range of f32); a product is three mma, so that it is
 // as good as the sums of f32 that it replaces.
 
 constexpr int CHUNK = 32;
 constexpr int KEYS = (KEY_DIM + 63) / 64 * 64, KEY_STEPS = KEYS / 16;
-constexpr int STAGE = 16 * 32;                          // uint4s
-constexpr int READ_STAGES = KEYS / 32, WRITE_STAGES = KEYS / 64; // that multiply S, and that make it
-constexpr int STAGES = READ_STAGES + 1 + WRITE_STAGES, KEY_TILES = (READ_STAGES + WRITE_STAGES) * STAGE;
+constexpr int TILE = 32;                                          // uint4s of 16 x 8 numbers
+constexpr int READ_TILES = KEY_STEPS * 8, WRITE_TILES = KEYS / 4; // keys and queries that multiply S; keys that make it
+constexpr int KEY_TILES = READ_TILES + WRITE_TILES, MIX_TILES = 12;
+constexpr int STAGE_TILES = 32, READ_STAGES = READ_TILES / STAGE_TILES, STAGES = READ_STAGES + 2;
 
 // An operand's two halves of two numbers.
 struct Pair { u32 high, low; };
@@ -70,46 +72,55 @@ __device__ __forceinline__ u32 chunks_before(const u32* segments, u32 segment) {
     return chunks;
 }
 
-constexpr int PITCH = KEYS + 8;        // of a row of keys or queries: no bank twice
-constexpr int MIX_PITCH = CHUNK + 4;   // of a row of 32 x 32 numbers
+constexpr int PITCH = KEYS + 8;      // of a row of keys or queries: no bank twice
+constexpr int MIX_PITCH = CHUNK + 4; // of a row of A
+constexpr int HEADS = 4;             // value heads at a time, a warp each
 
 // Grid: (key_heads, chunks of a segment, segments).
-KERNEL BOUNDS(128) delta_prepare(const f32* qkv, const f32* proj, const f32* a_log, const f32* dt_bias,
-                                 const u32* segments, uint4* keys_out, uint4* mixes_out, f32* decays,
-                                 DeltaRuleParams params) {
+KERNEL BOUNDS(32 * HEADS) delta_prepare(const f32* qkv, const f32* proj, const f32* a_log, const f32* dt_bias,
+                                        const u32* segments, uint4* keys_out, uint4* mixes_out, f32* decays,
+                                        DeltaRuleParams params) {
     release_next();
     wait_inputs();
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, t = lane % 4;
     const u32 key_head = blockIdx.x, group = params.value_heads / params.key_heads;
     const u32* segment = segments + blockIdx.z * 4;
     if (blockIdx.y * CHUNK >= segment[2]) return;
-    const u32 first = segment[1] + blockIdx.y * CHUNK, rows = min(CHUNK, segment[2] - blockIdx.y * CHUNK);
+    const u32 first = segment[1] + blockIdx.y * CHUNK, rows = min((u32)CHUNK, segment[2] - blockIdx.y * CHUNK);
     const u32 chunk = chunks_before(segments, blockIdx.z) + blockIdx.y;
     const u32 keys = params.key_heads * KEY_DIM, width = 2 * keys + params.value_heads * params.value_dim;
 
-    // Keys and queries, [key or query][high or low][row][key]; later a 32 x 32 matrix a warp.
+    // Keys and queries, [key or query][high or low][row][key]; later A of each head.
     __shared__ __align__(16) char memory[2 * 2 * CHUNK * PITCH * 2];
     u16(*const rows_of)[2][CHUNK][PITCH] = reinterpret_cast<u16(*)[2][CHUNK][PITCH]>(memory);
-    static_assert(sizeof(memory) >= 4 * CHUNK * MIX_PITCH * 4, "a matrix a warp");
-    __shared__ f32 products[2][CHUNK][CHUNK + 1]; // K K^T and Q K^T
+    f32(*const mix)[CHUNK][MIX_PITCH] = reinterpret_cast<f32(*)[CHUNK][MIX_PITCH]>(memory);
+    static_assert(sizeof(memory) >= HEADS * CHUNK * MIX_PITCH * 4, "A of each head");
+    __shared__ f32 sums[HEADS][CHUNK], betas[HEADS][CHUNK]; // G and beta
 
-#pragma unroll 2
-    for (u32 i = warp; i < 2 * CHUNK; i += 4) {
-        const u32 which = i / CHUNK, r = i % CHUNK;
-        const f32* row = qkv + (u64)(first + r) * width + (which ? 0 : keys) + key_head * KEY_DIM;
-        f32 v[KEYS / 32], squares = 0.f;
+    // A warp's rows of one of them, all on their way together.
+    constexpr int ROWS = 2 * CHUNK / HEADS, EACH = KEYS / 32;
+    const u32 which = warp / 2, top = warp % 2 * 16; // keys or queries, and the first row
+    const f32* from = qkv + (u64)first * width + (which ? 0 : keys) + key_head * KEY_DIM;
+    f32 v[ROWS][EACH];
 #pragma unroll
-        for (int n = 0; n < KEYS / 32; n++) {
+    for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+        for (int n = 0; n < EACH; n++) {
             const u32 key = n * 32 + lane;
-            v[n] = r < rows && key < KEY_DIM ? row[key] : 0.f;
-            squares += v[n] * v[n];
+            v[r][n] = top + r < rows && key < KEY_DIM ? from[(u64)(top + r) * width + key] : 0.f;
         }
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        f32 squares = 0.f;
+#pragma unroll
+        for (int n = 0; n < EACH; n++) squares += v[r][n] * v[r][n];
         const f32 scale = rsqrtf(warp_sum(squares) + 1e-6f) * (which ? rsqrtf((f32)KEY_DIM) : 1.f);
 #pragma unroll
-        for (int n = 0; n < KEYS / 32; n++) {
-            const u16 high = to_bf16(v[n] * scale);
-            rows_of[which][0][r][n * 32 + lane] = high;
-            rows_of[which][1][r][n * 32 + lane] = to_bf16(v[n] * scale - from_bf16(high));
+        for (int n = 0; n < EACH; n++) {
+            const u16 high = to_bf16(v[r][n] * scale);
+            rows_of[which][0][top + r][n * 32 + lane] = high;
+            rows_of[which][1][top + r][n * 32 + lane] = to_bf16(v[r][n] * scale - from_bf16(high));
         }
     }
     __syncthreads();
@@ -122,21 +133,25 @@ KERNEL BOUNDS(128) delta_prepare(const f32* qkv, const f32* proj, const f32* a_l
     auto down = [&](u32 half, u32 r, u32 key) {
         return (u32)rows_of[0][half][r][key] | (u32)rows_of[0][half][r + 1][key] << 16;
     };
-    uint4* out = keys_out + ((u64)chunk * params.key_heads + key_head) * KEY_TILES + lane;
-    for (u32 tile = warp; tile < KEY_STEPS * 8; tile += 4) {
-        const u32 which = tile / 4 % 2, r = tile % 4 * 8 + g, key = tile / 8 * 16 + 2 * t;
-        out[tile * 32] = make_uint4(across(which, 0, r, key), across(which, 0, r, key + 8),
-                                    across(which, 1, r, key), across(which, 1, r, key + 8));
+    uint4* out = keys_out + ((u64)chunk * params.key_heads + key_head) * KEY_TILES * TILE + lane;
+#pragma unroll 4
+    for (u32 tile = warp; tile < READ_TILES; tile += HEADS) {
+        // Of a stage: [warp of the pair][step][keys, queries].
+        const u32 step = tile / 16 % 2 * (KEY_STEPS / 2) + tile / 32 * 2 + tile / 8 % 2;
+        const u32 which = tile / 4 % 2, r = tile % 4 * 8 + g, key = step * 16 + 2 * t;
+        out[tile * TILE] = make_uint4(across(which, 0, r, key), across(which, 0, r, key + 8),
+                                      across(which, 1, r, key), across(which, 1, r, key + 8));
     }
-    out += READ_STAGES * STAGE;
-    for (u32 tile = warp; tile < WRITE_STAGES * 16; tile += 4) {
-        const u32 key = (tile / 16 * 8 + tile % 8) * 8 + g, r = tile / 8 % 2 * 16 + 2 * t;
-        out[tile * 32] = make_uint4(down(0, r, key), down(0, r + 8, key), down(1, r, key), down(1, r + 8, key));
+    out += READ_TILES * TILE;
+#pragma unroll 4
+    for (u32 tile = warp; tile < WRITE_TILES; tile += HEADS) {
+        // [warp of the pair][16 rows][8 keys].
+        const u32 key = (tile / KEY_STEPS / 2 * KEY_STEPS + tile % KEY_STEPS) * 8 + g, r = tile / KEY_STEPS % 2 * 16 + 2 * t;
+        out[tile * TILE] = make_uint4(down(0, r, key), down(0, r + 8, key), down(1, r, key), down(1, r + 8, key));
     }
 
-    // A warp's 16 rows of one product.
-    const u32 which = warp / 2, top = warp % 2 * 16;
-    f32 sums[4][4] = {};
+    // A warp's 16 rows of K K^T or Q K^T: lane (g, t) has rows g and g + 8, columns 2t and 2t + 1 of each tile.
+    f32 products[4][4] = {};
 #pragma unroll 2
     for (u32 key = 2 * t; key < KEYS; key += 16) {
         auto pair = [&](u32 r, u32 key) { return Pair{across(which, 0, r, key), across(which, 1, r, key)}; };
@@ -146,124 +161,126 @@ KERNEL BOUNDS(128) delta_prepare(const f32* qkv, const f32* proj, const f32* a_l
         for (int n = 0; n < 4; n++)
             b[n] = make_uint4(across(0, 0, n * 8 + g, key), across(0, 0, n * 8 + g, key + 8),
                               across(0, 1, n * 8 + g, key), across(0, 1, n * 8 + g, key + 8));
-        multiply(sums, a, b);
+        multiply(products, a, b);
     }
-#pragma unroll
-    for (int n = 0; n < 4; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) products[which][top + g + i / 2 * 8][n * 8 + 2 * t + i % 2] = sums[n][i];
-    }
-    __syncthreads();
 
-    // A warp per value head: its lanes are rows of A, then columns of its inverse.
-    f32(*const mix)[MIX_PITCH] = reinterpret_cast<f32(*)[MIX_PITCH]>(memory) + warp * CHUNK;
-    for (u32 head = key_head * group + warp; head < (key_head + 1) * group; head += 4) {
-        f32 sum = 0.f, beta = 0.f;
-        if (lane < rows) {
-            const f32* at = proj + (u64)(first + lane) * params.stride + head;
-            const f32 a = at[params.a_offset] + dt_bias[head];
-            sum = -expf(a_log[head]) * (a > 20.f ? a : log1pf(expf(a)));
-            beta = sigmoid(at[params.b_offset]);
-        }
-#pragma unroll
-        for (int o = 1; o < 32; o *= 2) {
-            const f32 before = __shfl_up_sync(~0u, sum, o);
-            if (lane >= o) sum += before;
-        }
-        const u64 place = (u64)chunk * params.value_heads + head;
-        decays[place * CHUNK + lane] = expf(sum);
-        const f32 to_end = expf(__shfl_sync(~0u, sum, 31) - sum);
-
-        // Row `lane` of one of the products with its decays, times `scale`, up to column `columns`.
-        auto decayed = [&](u32 which, f32 scale, u32 columns) {
-            __syncwarp();
-#pragma unroll 4
-            for (u32 j = 0; j < CHUNK; j++) {
-                const f32 apart = sum - __shfl_sync(~0u, sum, j);
-                mix[lane][j] = j < columns ? products[which][lane][j] * scale * expf(apart) : 0.f;
+    for (u32 head0 = 0; head0 < group; head0 += HEADS) {
+        const u32 heads = min((u32)HEADS, group - head0), head = key_head * group + head0 + warp;
+        const u64 place = (u64)chunk * params.value_heads + key_head * group + head0; // of the first head
+        f32 beta = 0.f;
+        if (warp < heads) {
+            f32 sum = 0.f;
+            if (lane < rows) {
+                const f32* at = proj + (u64)(first + lane) * params.stride + head;
+                const f32 a = at[params.a_offset] + dt_bias[head];
+                sum = -expf(a_log[head]) * (a > 20.f ? a : log1pf(expf(a)));
+                beta = sigmoid(at[params.b_offset]);
             }
-            __syncwarp();
-        };
-        auto row = [&](u32 i, u32 j) { return *reinterpret_cast<const float4*>(&mix[i][j]); };
-        // Stores the matrix as tiles `first`, ... of each step; those above the diagonal are never read.
-        auto store = [&](u32 first) {
-            __syncwarp();
-            uint4* out = mixes_out + place * STAGE + first * 32 + lane;
 #pragma unroll
-            for (u32 step = 0; step < 2; step++) {
+            for (int o = 1; o < 32; o *= 2) {
+                const f32 before = __shfl_up_sync(~0u, sum, o);
+                if (lane >= o) sum += before;
+            }
+            sums[warp][lane] = sum, betas[warp][lane] = beta;
+            f32* decay = decays + (place + warp) * 2 * CHUNK + lane;
+            decay[0] = expf(sum), decay[CHUNK] = expf(__shfl_sync(~0u, sum, 31) - sum);
+        }
+        __syncthreads();
+
+        // A goes to shared memory; P has the place of a right operand already.
+        for (u32 h = 0; h < heads; h++) {
+            f32 decayed[4][4];
 #pragma unroll
-                for (u32 n = 2 * step; n < 4; n++) {
-                    const f32* at = &mix[n * 8 + g][step * 16 + 2 * t];
-                    const Pair a = split(at[0], at[1]), b = split(at[8], at[9]);
-                    out[(step * 8 + n) * 32] = make_uint4(a.high, b.high, a.low, b.low);
+            for (int n = 0; n < 4; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const u32 r = top + g + i / 2 * 8, column = n * 8 + 2 * t + i % 2;
+                    const f32 apart = sums[h][r] - sums[h][column];
+                    decayed[n][i] = column < r + which ? products[n][i] * __expf(apart) : 0.f;
+                    if (!which) mix[h][r][column] = decayed[n][i] * betas[h][r];
                 }
             }
-        };
-
-        decayed(0, beta, lane);
-        f32 x[CHUNK]; // column `lane` of (I + A)^-1
+            if (which) {
+                uint4* out = mixes_out + ((place + h) * MIX_TILES + 6) * TILE + lane;
 #pragma unroll
-        for (int i = 0; i < CHUNK; i++) {
-            f32 parts[4] = {i == lane ? 1.f : 0.f, 0.f, 0.f, 0.f};
+                for (int step = 0; step < 2; step++) {
+                    if (step * 16 > top) continue; // above the diagonal
 #pragma unroll
-            for (int j = 0; j < i; j += 4) {
-                const float4 a = row(i, j);
-                parts[0] -= a.x * x[j];
-                if (j + 1 < i) parts[1] -= a.y * x[j + 1];
-                if (j + 2 < i) parts[2] -= a.z * x[j + 2];
-                if (j + 3 < i) parts[3] -= a.w * x[j + 3];
+                    for (int half = 0; half < 2; half++) {
+                        const f32(&left)[4] = decayed[2 * step], (&right)[4] = decayed[2 * step + 1];
+                        const Pair a = split(left[2 * half], left[2 * half + 1]);
+                        const Pair b = split(right[2 * half], right[2 * half + 1]);
+                        out[(step * 2 + top / 8 + half) * TILE] = make_uint4(a.high, b.high, a.low, b.low);
+                    }
+                }
             }
-            x[i] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
         }
-        __syncwarp();
+        __syncthreads();
+
+        if (warp < heads) {
+            f32(*const a)[MIX_PITCH] = mix[warp];
+            f32 x[CHUNK]; // column `lane` of (I + A)^-1
 #pragma unroll
-        for (int i = 0; i < CHUNK; i++) {
-            x[i] *= beta;
-            mix[i][lane] = x[i] * __shfl_sync(~0u, to_end, i);
-        }
-        store(0);
-        decayed(1, 1.f, lane + 1);
-#pragma unroll 2
-        for (u32 i = 0; i < CHUNK; i++) {
-            f32 parts[4] = {};
+            for (int i = 0; i < CHUNK; i++) {
+                f32 parts[4] = {i == lane ? 1.f : 0.f, 0.f, 0.f, 0.f};
 #pragma unroll
-            for (int j = 0; j < CHUNK; j += 4) {
-                const float4 p = row(i, j);
-                parts[0] += p.x * x[j], parts[1] += p.y * x[j + 1];
-                parts[2] += p.z * x[j + 2], parts[3] += p.w * x[j + 3];
+                for (int j = 0; j < i; j += 4) {
+                    const float4 row = *reinterpret_cast<const float4*>(&a[i][j]);
+                    parts[0] -= row.x * x[j];
+                    if (j + 1 < i) parts[1] -= row.y * x[j + 1];
+                    if (j + 2 < i) parts[2] -= row.z * x[j + 2];
+                    if (j + 3 < i) parts[3] -= row.w * x[j + 3];
+                }
+                x[i] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
             }
             __syncwarp();
-            mix[i][lane] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+#pragma unroll
+            for (int i = 0; i < CHUNK; i++) a[i][lane] = x[i] * beta;
+            __syncwarp();
+            uint4* out = mixes_out + (place + warp) * MIX_TILES * TILE + lane;
+#pragma unroll
+            for (int tile = 0; tile < 6; tile++) {
+                const int step = tile / 4, n = tile - step * 2;
+                const f32* at = &a[n * 8 + g][step * 16 + 2 * t];
+                const Pair left = split(at[0], at[1]), right = split(at[8], at[9]);
+                out[tile * TILE] = make_uint4(left.high, right.high, left.low, right.low);
+            }
         }
-        store(4);
-        __syncwarp();
+        __syncthreads();
     }
 }
 
-// Grid: (value_dim / (16 WARPS), value_heads, segments); DEPTH stages of shared memory.
-KERNEL BOUNDS(32 * DELTA_WARPS) delta_chunks(const f32* qkv, const uint4* keys_in, const uint4* mixes, const f32* decays,
-                                       const u32* segments, f32* state, f32* y, DeltaRuleParams params) {
+// Grid: (value_dim / 32, value_heads, segments); DELTA_DEPTH stages of shared memory.
+KERNEL BOUNDS(128, 1) delta_chunks(const f32* qkv, const uint4* keys_in, const uint4* mixes, const f32* decays,
+                                const u32* segments, f32* state, f32* y, DeltaRuleParams params) {
     release_next();
     wait_inputs();
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, t = lane % 4;
+    const u32 pair = warp / 2, part = warp % 2;
     const u32 head = blockIdx.y, key_head = head / (params.value_heads / params.key_heads);
     const u32* segment = segments + blockIdx.z * 4;
     const u32 slot = segment[0], rows = segment[2], start = chunks_before(segments, blockIdx.z);
     const u32 keys = params.key_heads * KEY_DIM, values = params.value_heads * params.value_dim;
-    const u32 column = (blockIdx.x * DELTA_WARPS + warp) * 16 + g; // and 8 behind it
+    const u32 column = (blockIdx.x * 2 + pair) * 16 + g; // and 8 behind it
     const bool inside[2] = {column < params.value_dim, column + 8 < params.value_dim};
     uint4* const ring = reinterpret_cast<uint4*>(dynamic_shared);
+    __shared__ f32 handed[2][2][16][32]; // what the warps of a pair hand each other: K S, then W; Q S
 
     u32 asked = 0, asked_stage = 0, asked_chunk = start, taken = 0;
     const u32 end = start + (rows + CHUNK - 1) / CHUNK;
     auto ask = [&]() {
         if (asked_chunk < end) {
-            const uint4* from = keys_in + ((u64)asked_chunk * params.key_heads + key_head) * KEY_TILES
-                                + (asked_stage - (asked_stage > READ_STAGES)) * STAGE;
-            if (asked_stage == READ_STAGES) from = mixes + ((u64)asked_chunk * params.value_heads + head) * STAGE;
-#pragma unroll
-            for (u32 i = threadIdx.x; i < STAGE; i += 32 * DELTA_WARPS) {
-                const u32 to = (u32)__cvta_generic_to_shared(ring + asked * STAGE + i);
+            const uint4* from = keys_in + ((u64)asked_chunk * params.key_heads + key_head) * KEY_TILES * TILE;
+            u32 tiles = STAGE_TILES;
+            if (asked_stage < READ_STAGES) {
+                from += asked_stage * STAGE_TILES * TILE;
+            } else if (asked_stage == READ_STAGES) {
+                from = mixes + ((u64)asked_chunk * params.value_heads + head) * MIX_TILES * TILE, tiles = MIX_TILES;
+            } else {
+                from += READ_TILES * TILE, tiles = WRITE_TILES;
+            }
+            for (u32 i = threadIdx.x; i < tiles * TILE; i += 128) {
+                const u32 to = (u32)__cvta_generic_to_shared(ring + asked * STAGE_TILES * TILE + i);
                 asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from + i) : "memory");
             }
             if (++asked_stage == STAGES) asked_stage = 0, asked_chunk++;
@@ -271,27 +288,29 @@ KERNEL BOUNDS(32 * DELTA_WARPS) delta_chunks(const f32* qkv, const uint4* keys_i
         }
         asm volatile("cp.async.commit_group;" ::: "memory");
     };
-    // The next stage, from tile `lane` of each tile on; the one before is no longer read.
-    auto take = [&]() -> const uint4* {
+    // This lane's part of each tile of the next stage, from the tile `first` of each warp of a pair on; the stage before
+    // is no longer read.
+    auto take = [&](u32 of_each) -> const uint4* {
         asm volatile("cp.async.wait_group %0;" ::"n"(DELTA_DEPTH - 2) : "memory");
         __syncthreads();
         ask();
-        const uint4* stage = ring + taken * STAGE + lane;
+        const uint4* stage = ring + (taken * STAGE_TILES + part * of_each) * TILE + lane;
         if (++taken == DELTA_DEPTH) taken = 0;
         return stage;
     };
 #pragma unroll
     for (int i = 0; i < DELTA_DEPTH - 1; i++) ask();
 
-    // S transposed: [tile of 8 keys][column g: keys 2t, 2t + 1, column g + 8: the same].
-    f32 s[KEYS / 8][4];
+    // S transposed, half of its keys: [tile of 8 keys][column g: keys 2t, 2t + 1, column g + 8: the same].
+    f32 s[KEYS / 16][4];
     f32* const s_at = state + ((u64)slot * params.value_heads + head) * KEY_DIM * params.value_dim + column;
+    auto key_of = [&](int n, int i) { return part * (KEYS / 2) + n * 8 + 2 * t + i % 2; };
     const bool fresh = segment[3] == 0;
 #pragma unroll
-    for (int n = 0; n < KEYS / 8; n++) {
+    for (int n = 0; n < KEYS / 16; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const u32 key = n * 8 + 2 * t + i % 2;
+            const u32 key = key_of(n, i);
             s[n][i] = !fresh && inside[i / 2] && key < KEY_DIM ? s_at[(u64)key * params.value_dim + i / 2 * 8] : 0.f;
         }
     }
@@ -299,86 +318,94 @@ KERNEL BOUNDS(32 * DELTA_WARPS) delta_chunks(const f32* qkv, const uint4* keys_i
     for (u32 done = 0; done < rows; done += CHUNK) {
         const u64 row = segment[1] + done;
         const f32* v_at = qkv + row * (2 * keys + values) + 2 * keys + head * params.value_dim + column;
-        const f32* decay_at = decays + ((u64)(start + done / CHUNK) * params.value_heads + head) * CHUNK;
-        f32 v[4][4];
-        float2 decay[4];
+        const f32* decay_at = decays + ((u64)(start + done / CHUNK) * params.value_heads + head) * 2 * CHUNK;
         const f32 total = decay_at[CHUNK - 1];
+        float2 decay[4], to_end[4];
+        f32 v[4][4];
 #pragma unroll
         for (int n = 0; n < 4; n++) {
             decay[n] = *reinterpret_cast<const float2*>(decay_at + n * 8 + 2 * t);
+            to_end[n] = *reinterpret_cast<const float2*>(decay_at + CHUNK + n * 8 + 2 * t);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const u32 r = n * 8 + 2 * t + i % 2;
-                v[n][i] = inside[i / 2] && done + r < rows ? v_at[(u64)r * (2 * keys + values) + i / 2 * 8] : 0.f;
+                const bool wanted = !part && inside[i / 2] && done + r < rows;
+                v[n][i] = wanted ? v_at[(u64)r * (2 * keys + values) + i / 2 * 8] : 0.f;
             }
         }
-        f32 read[8][4] = {}; // K S, then Q S: four tiles of 8 rows each
+        f32 read[8][4] = {}; // K S, then Q S of this warp's keys: four tiles of 8 rows each
 #pragma unroll
         for (int stage = 0; stage < READ_STAGES; stage++) {
-            const uint4* from = take();
+            const uint4* from = take(16);
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const int step = 2 * stage + half;
+            for (int i = 0; i < 2; i++) {
                 uint4 b[8];
 #pragma unroll
-                for (int n = 0; n < 8; n++) b[n] = from[(half * 8 + n) * 32];
-                multiply(read, Left(s[2 * step], s[2 * step + 1]), b);
+                for (int n = 0; n < 8; n++) b[n] = from[(i * 8 + n) * TILE];
+                multiply(read, Left(s[stage * 4 + 2 * i], s[stage * 4 + 2 * i + 1]), b);
+            }
+        }
+        f32 sums[4][4]; // of K S here, of Q S in the other warp
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            handed[pair][!part][i][lane] = part ? read[i / 4][i % 4] : read[4 + i / 4][i % 4];
+            sums[i / 4][i % 4] = part ? read[4 + i / 4][i % 4] : read[i / 4][i % 4];
+        }
+        const uint4* from = take(6);
+        uint4 early[4], late[2]; // T here, P in the other warp: of the first 16 rows, and of the others
+#pragma unroll
+        for (int n = 0; n < 4; n++) early[n] = from[n * TILE];
+#pragma unroll
+        for (int n = 0; n < 2; n++) late[n] = from[(4 + n) * TILE];
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            const f32 d = i % 2 ? decay[i / 4].y : decay[i / 4].x;
+            sums[i / 4][i % 4] = d * (sums[i / 4][i % 4] + handed[pair][part][i][lane]);
+        }
+        f32 w[4][4] = {};
+        auto mix = [&](f32(&to)[4][4], const f32(&of)[4][4]) {
+            multiply(to, Left(of[0], of[1]), early);
+            multiply<2, 2>(to, Left(of[2], of[3]), late);
+        };
+        if (!part) {
+#pragma unroll
+            for (int i = 0; i < 16; i++) v[i / 4][i % 4] -= sums[i / 4][i % 4];
+            mix(w, v);
+#pragma unroll
+            for (int i = 0; i < 16; i++) handed[pair][0][i][lane] = w[i / 4][i % 4];
+        }
+        from = take(WRITE_TILES / 2);
+        if (part) {
+#pragma unroll
+            for (int i = 0; i < 16; i++) w[i / 4][i % 4] = handed[pair][0][i][lane];
+            mix(sums, w);
+            f32* y_at = y + row * values + head * params.value_dim + column;
+#pragma unroll
+            for (int i = 0; i < 16; i++) {
+                const u32 r = i / 4 * 8 + 2 * t + i % 2;
+                if (inside[i / 2 % 2] && done + r < rows) y_at[(u64)r * values + i / 2 % 2 * 8] = sums[i / 4][i % 4];
             }
         }
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
+        for (int i = 0; i < 16; i++) w[i / 4][i % 4] *= i % 2 ? to_end[i / 4].y : to_end[i / 4].x;
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const f32 d = i % 2 ? decay[n].y : decay[n].x;
-                v[n][i] -= d * read[n][i];
-                read[n][i] = 0.f;
-                read[4 + n][i] *= d;
-            }
+        for (int n = 0; n < KEYS / 16; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[n][i] *= total;
         }
-        {
-            const uint4* from = take();
-            uint4 b[8], c[2], e[2];
 #pragma unroll
-            for (int n = 0; n < 8; n++) b[n] = from[n * 32];
+        for (int step = 0; step < 2; step++) {
+            uint4 b[KEYS / 16];
 #pragma unroll
-            for (int n = 0; n < 2; n++) c[n] = from[(10 + n) * 32], e[n] = from[(14 + n) * 32];
-            multiply(read, Left(v[0], v[1]), b);
-            const Left late(v[2], v[3]);
-            multiply<2, 2>(read, late, c);
-            multiply<2, 6>(read, late, e);
-        }
-        f32* y_at = y + row * values + head * params.value_dim + column;
-#pragma unroll
-        for (int n = 0; n < 4; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const u32 r = n * 8 + 2 * t + i % 2;
-                if (inside[i / 2] && done + r < rows) y_at[(u64)r * values + i / 2 * 8] = read[4 + n][i];
-            }
-        }
-        const Left early(read[0], read[1]), late(read[2], read[3]);
-#pragma unroll
-        for (int stage = 0; stage < WRITE_STAGES; stage++) {
-            const uint4* from = take();
-            uint4 b[8];
-            f32(&part)[8][4] = *reinterpret_cast<f32(*)[8][4]>(&s[stage * 8]);
-#pragma unroll
-            for (int n = 0; n < 8; n++) {
-                b[n] = from[n * 32];
-#pragma unroll
-                for (int i = 0; i < 4; i++) part[n][i] *= total;
-            }
-            multiply(part, early, b);
-#pragma unroll
-            for (int n = 0; n < 8; n++) b[n] = from[(8 + n) * 32];
-            multiply(part, late, b);
+            for (int n = 0; n < KEYS / 16; n++) b[n] = from[(step * (KEYS / 16) + n) * TILE];
+            multiply(s, Left(w[2 * step], w[2 * step + 1]), b);
         }
     }
 #pragma unroll
-    for (int n = 0; n < KEYS / 8; n++) {
+    for (int n = 0; n < KEYS / 16; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const u32 key = n * 8 + 2 * t + i % 2;
+            const u32 key = key_of(n, i);
             if (inside[i / 2] && key < KEY_DIM) s_at[(u64)key * params.value_dim + i / 2 * 8] = s[n][i];
         }
     }

@@ -133,3 +133,14 @@ fn every_specialisation_compiles() {
     reports.retain(|(_, lines)| !lines.is_empty());
     assert!(reports.is_empty(), "{reports:#?}");
 }
+
+#[test]
+fn dump_tmp() {
+    for (arch, limit) in ARCHS {
+        let dir = format!("/tmp/units/{arch}");
+        std::fs::create_dir_all(&dir).unwrap();
+        for (unit, _) in every::units(limit as usize) {
+            std::fs::write(format!("{dir}/{}.cu", unit.name()), unit.source()).unwrap();
+        }
+    }
+}

@@ -37,7 +37,7 @@ pub fn units(limit: usize) -> Vec<Checked> {
     all.extend((1..=8).flat_map(|d| [(kmeans(d), 0), (carry(d), 0)]));
     for key_dim in [16, 128] {
         all.push((delta_rule::by_rows(key_dim), 0));
-        all.extend(delta_rule::by_chunks(key_dim));
+        all.extend(delta_rule::by_chunks(key_dim, limit));
     }
     for dtype in 0..3 {
         all.extend((1..=4).map(|rows| (dense(dtype, rows), 0)));

@@ -23,8 +23,9 @@ __device__ __forceinline__ void release_next() {}
 // Until every block has ended the phase before. A block that died would be waited for in vain: some seconds of that
 // end the step with an error.
 __device__ __forceinline__ void wait_inputs() {
-    if (threadIdx.x == 0 && arrivals_wanted) {
-        for (u32 tries = 0, seen = 0; seen < arrivals_wanted; tries++) {
+    if (threadIdx.x == 0) {
+        const u32 wanted = *(volatile u32*)&arrivals_wanted; // volatile: no other thread shall read it ahead
+        for (u32 tries = 0, seen = 0; seen < wanted; tries++) {
             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(&arrivals) : "memory");
             if (tries >> 24) __trap();
         }

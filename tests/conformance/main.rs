@@ -58,6 +58,10 @@ conformance!(cuda, cuda(Precision::Single));
 #[cfg(feature = "cuda")]
 conformance!(cuda_half, cuda(Precision::Half), [dense_matmul, forward, pq_matmul, pq_matvec], harness::HALF);
 
+// The delta rule by chunks, as good as sums of f32.
+#[cfg(feature = "cuda")]
+conformance!(cuda_chunks, cuda(Precision::Half), [delta_rule], harness::EXACT);
+
 // Each way to multiply several rows, in f32 and with inputs rounded to f16.
 #[cfg(feature = "cuda")]
 conformance!(cuda_tiles, by(Way::Tiles, Precision::Single), [pq_ways], harness::EXACT);

@@ -4,7 +4,7 @@ use super::commands::{Commands, Launch};
 use super::device::Scratch;
 use super::kernels::ROOMY;
 use super::unit::Unit;
-use super::{Buffer, Cuda};
+use super::{Buffer, Cuda, Precision};
 use crate::Result;
 use crate::ops::{DeltaRule, DeltaRuleParams};
 
@@ -37,6 +37,7 @@ impl Cuda {
     pub(super) fn delta_rows(&self, c: &mut Commands, op: DeltaRule<'_, Buffer>) -> Result<()> {
         let p = op.params;
         if let Some((unit, shared)) = by_chunks(p.key_dim, self.device.shared_limit)
+            && self.precision == Precision::Half
             && p.rows >= MANY_ROWS * p.segments
         {
             return self.delta_chunks(c, op, unit, shared);

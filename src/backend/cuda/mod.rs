@@ -58,10 +58,11 @@ pub struct Cuda {
     forced: Option<Way>,
 }
 
-/// What linear layers make of their input rows, and attention of its cache.
+/// What linear layers make of their input rows, attention of its cache, and the delta rule of many rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// Inputs in f32 for up to 4 rows (decode), in f16 for more: tensor cores at their full rate. The cache in f16.
+    /// Inputs in f32 for up to 4 rows (decode), in f16 for more: tensor cores at their full rate. The cache in f16. The
+    /// delta rule by chunks of rows, in pairs of bf16.
     Half,
     /// f32 always, 4 rows at a time: for comparisons.
     Single,

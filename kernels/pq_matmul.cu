@@ -92,8 +92,19 @@ KERNEL pq_tiles(const unsigned char* rows, u32* tiles, u32 first, u32 count, u32
     }
     const u32 code = (raw >> (bit % 8)) & ((1u << BITS) - 1u);
     const u32 row = first + n, lane = (row % 8) * 4 + (j % TILE_CODES) / LANE_CODES;
-    const u32 to = ((row % TILE_ROWS) / 8 * LANE_CODES + j % LANE_CODES) * BITS;
+    const u32 at_lane = (row % TILE_ROWS) / 8 * LANE_CODES + j % LANE_CODES;
     u32* tile = tiles + ((u64)(row / TILE_ROWS) * code_tiles + j / TILE_CODES) * TILE_WORDS;
+    if constexpr (BITS == 6) {
+        const u32 first = at_lane / LANE_CODES * 3, c = at_lane % LANE_CODES, shift = c % 4 * 8;
+        if (c < 12) {
+            atomicOr(tile + plane_word(lane, first + c / 4), code << shift);
+        } else {
+#pragma unroll
+            for (u32 k = 0; k < 3; k++) atomicOr(tile + plane_word(lane, first + k), (code >> 2 * k & 3) << (shift + 6));
+        }
+        return;
+    }
+    const u32 to = at_lane * BITS;
     atomicOr(tile + plane_word(lane, to / 32), code << (to % 32));
     if (to % 32 + BITS > 32) atomicOr(tile + plane_word(lane, to / 32 + 1), code >> (32 - to % 32));
 }

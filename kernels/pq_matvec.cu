@@ -1,35 +1,31 @@
-// y = W x for product-quantized W and few rows of x.
+// y = W x for product-quantized W and one row of x, as a launch of its own; in a step pq_row.cu does it, and a few rows
+// pq_rows.cu.
 //
-// A lane's 32 codes of a tile are looked up and are, as they come, the A operand of mma.sync; x is the B operand and
-// stays in registers. x is split into f16 + f16 remainder in neighbouring columns of B, so that up to 4 rows lose
-// nothing to f16, and products are summed in f32.
-//
-// pq_matvec_shared: one codebook, in shared memory (see fill_table). A block owns a range of row tiles, its warps
-// share the columns. x is brought into the operand's order once a block, for all columns where there is room. Sums meet in
-// shared memory: no atomics, no memset, the same result every time. Each lane has the codes of four tiles on their way;
-// the first of them and the table are asked for before wait_inputs(). One row in a step has a kernel of its own,
-// pq_row.cu.
-// Codebooks per subspace are in pq_matvec_subspace.cu.
-// pq_matvec: any other spec, codebooks through L1, in f32.
+// pq_matvec_shared: one codebook, in shared memory (see fill_table). A lane's 32 codes of a tile are looked up and are, as
+// they come, the A operand of mma.sync; x is the B operand, as f16 + f16 remainder in neighbouring columns, and loses
+// nothing to f16. A block owns a range of row tiles, its warps share the columns. x is brought into the operand's order
+// once a block, for all columns where there is room. Sums meet in shared memory: no atomics, no memset, the same result
+// every time. Each lane has the codes of four tiles on their way; the first of them and the table are asked for before
+// wait_inputs().
+// pq_matvec: any other spec, codebooks through L1, in f32, and any number of rows. Codebooks per subspace have a kernel of
+// their own, pq_matvec_subspace.cu.
 
 #ifdef PQ_REPLICAS
 constexpr u32 WARPS = PQ_WARPS;
 constexpr u32 BATCH = PQ_BATCH;             // row tiles between two meetings of a block's warps, even
 // A step of a warp: two row tiles and, where registers suffice, two passes over the columns.
-constexpr u32 AT_ONCE = 2, PASSES = NT * PAIRS <= 16 ? 2 : 1, UNITS = AT_ONCE * PASSES;
+constexpr u32 AT_ONCE = 2, PASSES = PAIRS <= 16 ? 2 : 1, UNITS = AT_ONCE * PASSES;
 constexpr u32 BATCH_ROWS = BATCH * TILE_ROWS;
 constexpr u32 SUMS = BATCH_ROWS + 4;        // padded: 4 warps' sums of 8 rows are 32 banks
-constexpr u32 STAGED = COLUMNS < 8 ? COLUMNS : 8;        // columns of an operand that are staged; others repeat them
-constexpr u32 TILE_STAGE = NT * PAIRS * STAGED * 4;      // words of x that are staged for a tile of 64 codes
+constexpr u32 TILE_STAGE = PAIRS * 8;       // words of x that are staged for a tile of 64 codes
 constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
 
-// Two neighbouring inputs of row `token` of x, which pair `i` of code tile `tile` of the chunk multiplies.
-__device__ __forceinline__ void stage_pair(u32* stage, u32 token, u32 tile, u32 i, f32 a, f32 b) {
-    const u32 t = i / PAIRS, p = i % PAIRS, column = SPLIT ? 2 * token : token;
-    u32* to = stage + tile * TILE_STAGE + ((column / 8 * (PAIRS / 4) + p / 4) * (STAGED * 4) + column % 8 * 4 + t) * 4 + p % 4;
-    const u32 high = pack_f16(a, b);
-    *to = high;
-    if (SPLIT) to[16] = pack_f16(a - low_f16(high), b - high_f16(high));
+// Two neighbouring inputs, which pair `i` of code tile `tile` of the chunk multiplies.
+__device__ __forceinline__ void stage_pair(u32* stage, u32 tile, u32 i, f32 a, f32 b) {
+    const u32 t = i / PAIRS, p = i % PAIRS, high = pack_f16(a, b);
+    u32* to = stage + tile * TILE_STAGE + p / 4 * 32 + t * 4 + p % 4;
+    to[0] = high;
+    to[16] = pack_f16(a - low_f16(high), b - high_f16(high));
 }
 
 // The columns of the first of a pair's two inputs; the second is beside it. No column: `in`.
@@ -43,23 +39,22 @@ __device__ __forceinline__ u32 pair_column(u32 tile, u32 i, u32 in) {
 __device__ __forceinline__ bool pair_whole(u32 i) { return ENTRY == 1 || i % ENTRY_WORDS * 2 + 1 < D; }
 
 // x's columns of `tiles` code tiles from `first` on, as they are.
-__device__ __forceinline__ void stage_plain(u32* stage, const f32* x, u32 rows, u32 in, u32 first, u32 tiles) {
+__device__ __forceinline__ void stage_plain(u32* stage, const f32* x, u32 in, u32 first, u32 tiles) {
     constexpr u32 BATCHED = 8;
-    const u32 each = tiles * WORDS, count = TOKENS == 1 ? each : rows * each;
+    const u32 count = tiles * WORDS;
     for (u32 i0 = threadIdx.x; i0 < count; i0 += BATCHED * blockDim.x) {
         f32 a[BATCHED], b[BATCHED];
 #pragma unroll
         for (u32 k = 0; k < BATCHED; k++) {
-            const u32 i = i0 + k * blockDim.x, token = TOKENS == 1 ? 0 : i / each, word = i - token * each;
-            const u32 column = i < count ? pair_column(first + word / WORDS, word % WORDS, in) : in;
-            const f32* at = x + (u64)token * in + column;
-            a[k] = column < in ? at[0] : 0.f;
-            b[k] = column + 1 < in && pair_whole(word % WORDS) ? at[1] : 0.f;
+            const u32 i = i0 + k * blockDim.x;
+            const u32 column = i < count ? pair_column(first + i / WORDS, i % WORDS, in) : in;
+            a[k] = column < in ? x[column] : 0.f;
+            b[k] = column + 1 < in && pair_whole(i % WORDS) ? x[column + 1] : 0.f;
         }
 #pragma unroll
         for (u32 k = 0; k < BATCHED; k++) {
-            const u32 i = i0 + k * blockDim.x, token = TOKENS == 1 ? 0 : i / each, word = i - token * each;
-            if (i < count) stage_pair(stage, token, word / WORDS, word % WORDS, a[k], b[k]);
+            const u32 i = i0 + k * blockDim.x;
+            if (i < count) stage_pair(stage, i / WORDS, i % WORDS, a[k], b[k]);
         }
     }
 }
@@ -69,8 +64,8 @@ KERNEL BOUNDS(WARPS * 32, 1)
 pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const f32* bias, const f32* x, f32* y,
                  u32 out, u32 in, u32 code_tiles, u32 chunk_passes, LinearParams params) {
     char* table = table_start();
-    f32* partials = reinterpret_cast<f32*>(table + TABLE_BYTES); // two of [WARPS, TOKENS, SUMS]
-    u32* stage = reinterpret_cast<u32*>(partials + 2 * WARPS * TOKENS * SUMS);
+    f32* partials = reinterpret_cast<f32*>(table + TABLE_BYTES); // two of [WARPS, SUMS]
+    u32* stage = reinterpret_cast<u32*>(partials + 2 * WARPS * SUMS);
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u32 row_tiles = (out + TILE_ROWS - 1) / TILE_ROWS, passes = (code_tiles + WARPS - 1) / WARPS;
     const u32 first = row_tiles * blockIdx.x / gridDim.x, last = row_tiles * (blockIdx.x + 1) / gridDim.x;
@@ -107,15 +102,15 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
         const u32 chunk_end = min(chunk + chunk_passes, passes);
         if (chunk) __syncthreads(); // the stage is used no more
         const u32 tiles_in_chunk = min(chunk_end * WARPS, code_tiles) - chunk * WARPS;
-        stage_plain(stage, x, params.rows, in, chunk * WARPS, tiles_in_chunk);
+        stage_plain(stage, x, in, chunk * WARPS, tiles_in_chunk);
         __syncthreads();
         for (u32 batch = first; batch < last; batch += BATCH) {
             const u32 tiles = min(BATCH, last - batch);
-            f32* partial = partials + parity * WARPS * TOKENS * SUMS;
+            f32* partial = partials + parity * WARPS * SUMS;
             parity ^= 1;
             for (u32 pass = chunk; pass < chunk_end; pass += PASSES) {
                 const u32 kt = pass * WARPS + warp;
-                const u32* staged = stage + (kt - chunk * WARPS) * TILE_STAGE + (lane / 4 % STAGED * 4 + lane % 4) * 4;
+                const u32* staged = stage + (kt - chunk * WARPS) * TILE_STAGE + (lane / 4 % 2 * 4 + lane % 4) * 4;
 #pragma unroll 1
                 for (u32 tile = 0; tile < tiles; tile += AT_ONCE) {
                     f32 acc[AT_ONCE][NT][4] = {};
@@ -124,10 +119,9 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
                         u32 b[NT][STEPS][2] = {};
                         if (pass + p < chunk_end && kt + p * WARPS < code_tiles) {
 #pragma unroll
-                            for (int i = 0; i < NT * PAIRS / 4; i++) {
-                                const uint4 v = *reinterpret_cast<const uint4*>(staged + p * WARPS * TILE_STAGE + i * STAGED * 16);
-                                const int nt = i / (PAIRS / 4), s = i % (PAIRS / 4) * 2;
-                                b[nt][s][0] = v.x, b[nt][s][1] = v.y, b[nt][s + 1][0] = v.z, b[nt][s + 1][1] = v.w;
+                            for (int i = 0; i < PAIRS / 4; i++) {
+                                const uint4 v = *reinterpret_cast<const uint4*>(staged + p * WARPS * TILE_STAGE + i * 32);
+                                b[0][2 * i][0] = v.x, b[0][2 * i][1] = v.y, b[0][2 * i + 1][0] = v.z, b[0][2 * i + 1][1] = v.w;
                             }
                         }
 #pragma unroll
@@ -140,44 +134,41 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
                     }
 #pragma unroll
                     for (u32 k = 0; k < AT_ONCE; k++) {
-                        store_sums(acc[k], lane, [&](u32 token, u32 row, f32 v) {
-                            f32* at = partial + (warp * TOKENS + token) * SUMS + (tile + k) * TILE_ROWS + row;
+                        store_sums(acc[k], lane, [&](u32, u32 row, f32 v) {
+                            f32* at = partial + warp * SUMS + (tile + k) * TILE_ROWS + row;
                             *at = pass > chunk ? *at + v : v;
                         });
                     }
                 }
             }
             // Sum the batch up over the warps, 4 threads a row. What a row needs besides is loaded one row ahead.
-            struct Target { f32* y; f32 before, scale; u32 token, n; };
+            struct Target { f32* y; f32 before, scale; };
             auto target = [&](u32 i) {
-                const u32 r = i % BATCH_ROWS, tile = batch + r / TILE_ROWS;
-                Target to = {nullptr, 0.f, 1.f, i / BATCH_ROWS, tile * TILE_ROWS + r % TILE_ROWS};
-                if (lane % 4 || i >= BATCH_ROWS * TOKENS || tile >= last || to.n >= out || to.token >= params.rows) return to;
-                to.y = y + (u64)to.token * params.y_stride + params.y_offset + to.n;
-                if (scales) to.scale = from_f16(scales[to.n]);
+                const u32 n = batch * TILE_ROWS + i;
+                Target to = {nullptr, 0.f, 1.f};
+                if (lane % 4 || i >= tiles * TILE_ROWS || n >= out) return to;
+                to.y = y + params.y_offset + n;
+                if (scales) to.scale = from_f16(scales[n]);
                 if (params.accumulate || chunk) to.before = *to.y;
-                if (bias && chunk == 0) to.before += bias[to.n];
+                if (bias && chunk == 0) to.before += bias[n];
                 return to;
             };
             Target ahead_row = target(threadIdx.x / 4);
             __syncthreads();
 #pragma unroll 1
-            for (u32 i = threadIdx.x / 4; i < BATCH_ROWS * TOKENS; i += blockDim.x / 4) {
+            for (u32 i = threadIdx.x / 4; i < BATCH_ROWS; i += blockDim.x / 4) {
                 const Target to = ahead_row;
                 ahead_row = target(i + blockDim.x / 4);
-                const f32* at = partial + i / BATCH_ROWS * SUMS + i % BATCH_ROWS;
                 f32 sum = 0.f;
 #pragma unroll
-                for (u32 k = 0; k < WARPS; k += 4) sum += at[(k + lane % 4) * TOKENS * SUMS];
+                for (u32 k = 0; k < WARPS; k += 4) sum += partial[(k + lane % 4) * SUMS + i];
                 sum += __shfl_xor_sync(~0u, sum, 1);
                 sum += __shfl_xor_sync(~0u, sum, 2);
-                sum = to.before + sum * to.scale;
-                if (to.y) *to.y = sum;
+                if (to.y) *to.y = to.before + sum * to.scale;
             }
         }
     }
 }
-
 
 #else
 

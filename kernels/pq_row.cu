@@ -128,6 +128,7 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
     __shared__ __align__(16) f32 squares[WARPS];
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, in = call.in, rotate = call.extra.rotate;
     const bool norm = call.weight;
+    bool summed = !norm; // whether `scale` has the norm
     u32 first = begin + warp * SPAN;
     f32 scale = rotate ? rsqrtf((f32)rotate) : 1.f, e[EACH], w[EACH]; // w: the norm's weights, or the next span
     u32 signs = 0;
@@ -138,21 +139,16 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
         f32 sum = 0.f;
 #pragma unroll
         for (u32 k = 0; k < EACH; k++) sum += e[k] * e[k];
-        if (in > ROUND) {
+        if (begin || in > ROUND) {
             for (u32 i = threadIdx.x; i < in; i += THREADS) {
                 if (i - begin >= ROUND) sum += call.x[i] * call.x[i];
             }
         }
         sum = warp_sum(sum);
         if (lane == 0) squares[warp] = sum;
-        __syncthreads();
-        f32 total = 0.f;
-#pragma unroll
-        for (u32 k = 0; k < WARPS; k += 4) {
-            const float4 four = *reinterpret_cast<const float4*>(squares + k);
-            total += four.x + four.y + (four.z + four.w);
-        }
-        scale *= rsqrtf(total / in + call.extra.eps);
+        __syncwarp();
+        // Who has elements waits for the others' sums when it has rotated them.
+        if (first >= end) asm volatile("barrier.arrive 1, %0;" ::"n"(THREADS) : "memory");
     }
 #pragma unroll 1
     for (; first < end; first += ROUND) {
@@ -182,6 +178,17 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
                 const f32 other = __shfl_xor_sync(~0u, e[k], 1);
                 e[k] = other + (lane & 1 ? -e[k] : e[k]);
             }
+        }
+        if (!summed) {
+            asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory");
+            f32 total = 0.f;
+#pragma unroll
+            for (u32 k = 0; k < WARPS; k += 4) {
+                const float4 four = *reinterpret_cast<const float4*>(squares + k);
+                total += four.x + four.y + (four.z + four.w);
+            }
+            scale *= rsqrtf(total / in + call.extra.eps);
+            summed = true;
         }
         const u32 n = (first - begin + lane * EACH) / 8;
         store_pairs(staged_at(stage, n), e, scale);
@@ -262,12 +269,19 @@ KERNEL pq_matvec_shared(const Call& call) {
         if (ahead.tile < count || ahead.end == code_tiles) return;
         ahead.tile = 0, ahead.begin = ahead.end, ahead.end = min(ahead.end + (u32)call.chunk_passes * WARPS, code_tiles);
     };
+    auto fetch_first = [&]() {
 #pragma unroll
-    for (u32 unit = 0; unit < UNITS; unit++) fetch(unit);
-    if (call.weight && threadIdx.x * 32 < call.in) prefetch_l2(call.weight + threadIdx.x * 32);
-    if (call.weight && call.extra.rotate) signs_of(warp * SPAN);
+        for (u32 unit = 0; unit < UNITS; unit++) fetch(unit);
+        if (call.weight && call.extra.rotate) signs_of(warp * SPAN);
+    };
+    // The warp of the thread that waits does so at once: nobody may be later for its codes.
+    if (warp) fetch_first();
+    const u32 other = THREADS - 1 - threadIdx.x;
+    if (call.weight && other * 32 < call.in) prefetch_l2(call.weight + other * 32);
+    if (call.scales && other < count) prefetch_l2(call.scales + tile_of(other) * TILE_ROWS);
     use_table(table, call.codebook);
     wait_inputs();
+    if (!warp) fetch_first();
 
     const u32 low = lane_offset(lane);
     u32 parity = 0;

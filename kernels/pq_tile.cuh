@@ -1,12 +1,19 @@
 // Product-quantized weights as the device holds them: tiles of 16 rows x 64 codes, [row tile][code tile][BITS planes].
 // Lane (g, t) of a warp owns codes 16t .. 16t+15 of rows g and g+8: 32 codes, BITS words, which is the A operand of
 // mma.sync; a tile's words lie in planes of 16 bytes a lane (then 8, then 4), so every load of a warp is contiguous.
+// Codes lie one after the other in a row's words; those of 6 bits in bytes, which are cut out in one instruction: 12 of
+// a row's 16 in a byte each of its 3 words, the last four's bits two by two in what those leave.
 // Constants: PQ_D, PQ_BITS.
 
 constexpr int BITS = PQ_BITS;
 constexpr int D = PQ_D;
 constexpr int TILE_ROWS = 16, TILE_CODES = 64, LANE_CODES = 16;
 constexpr int TILE_WORDS = BITS * 32;
+#ifdef PQ_SPREAD
+constexpr bool SPREAD = true;
+#else
+constexpr bool SPREAD = false;
+#endif
 // Halves of a codebook entry, padded to what one load takes.
 constexpr int ENTRY = D <= 2 ? D : D <= 4 ? 4 : 8;
 
@@ -37,18 +44,32 @@ __device__ __forceinline__ void load_tile(u32 (&w)[BITS], const u32* tile, u32 l
     }
 }
 
+// The last four 6-bit codes of a row's words, a byte each, with two bits of others above.
+__device__ __forceinline__ u32 last_codes(u32 a, u32 b, u32 c) {
+    const u32 low = (a >> 6 & 0x03030303u) | (b >> 4 & ~0x03030303u);
+    return (low & 0x0f0f0f0fu) | (c >> 2 & ~0x0f0f0f0fu);
+}
+
 // Code `i` (0..31) of a lane's words, shifted left by LOG, with `low`'s bits below. One instruction where a code is a
-// byte and goes to byte 1, else a shift and one three-input operation.
+// byte and goes to byte 1 (of 6 bits: the two above come with it), else a shift and one three-input operation.
 template <int LOG>
 __device__ __forceinline__ u32 code_at(const u32 (&w)[BITS], int i, u32 low) {
-    if constexpr (BITS == 8 && LOG == 8) return __byte_perm(w[i / 4], low, 0x5504 | (i % 4) << 4);
+    constexpr bool BYTES = BITS == 8 || BITS == 6;
     constexpr u32 MASK = ((1u << BITS) - 1u) << LOG;
-    const int bit = i * BITS, word = bit / 32, shift = bit % 32;
+    const int bit = BYTES ? i % 4 * 8 : i * BITS, shift = bit % 32;
+    int word = bit / 32;
+    if (BITS == 8) word = i / 4;
+    if (BITS == 6) word = i / LANE_CODES * 3 + min(i % LANE_CODES / 4, 2);
+    u32 from = w[word];
+    if constexpr (BITS == 6) {
+        if (i % LANE_CODES >= 12) from = last_codes(w[word - 2], w[word - 1], w[word]);
+    }
+    if constexpr (BYTES && SPREAD && LOG == 8) return __byte_perm(from, low, 0x5504 | (i % 4) << 4);
     u32 v;
     if (shift + BITS > 32) {
-        v = __funnelshift_r(w[word], w[word + 1 < BITS ? word + 1 : word], shift) << LOG;
+        v = __funnelshift_r(from, w[word + 1 < BITS ? word + 1 : word], shift) << LOG;
     } else {
-        v = shift >= LOG ? w[word] >> (shift - LOG) : w[word] << (LOG - shift);
+        v = shift >= LOG ? from >> (shift - LOG) : from << (LOG - shift);
     }
     u32 out;
     asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(out) : "r"(v), "n"(MASK), "r"(low)); // v & MASK | low
@@ -59,7 +80,14 @@ __device__ __forceinline__ u32 code_at(const u32 (&w)[BITS], int i, u32 low) {
 __device__ __forceinline__ u32 code_of(const u32* codes, u32 code_tiles, u32 row, u32 j) {
     const u32* tile = codes + ((u64)(row / TILE_ROWS) * code_tiles + j / TILE_CODES) * TILE_WORDS;
     const u32 lane = (row % 8) * 4 + (j % TILE_CODES) / LANE_CODES;
-    const u32 bit = ((row % TILE_ROWS) / 8 * LANE_CODES + j % LANE_CODES) * BITS;
+    const u32 i = (row % TILE_ROWS) / 8 * LANE_CODES + j % LANE_CODES;
+    if constexpr (BITS == 6) {
+        auto word = [&](u32 k) { return tile[plane_word(lane, i / LANE_CODES * 3 + k)]; };
+        const bool last = i % LANE_CODES >= 12;
+        const u32 from = last ? last_codes(word(0), word(1), word(2)) : word(i % LANE_CODES / 4);
+        return from >> (i % 4 * 8) & 63;
+    }
+    const u32 bit = i * BITS;
     const u32 low = tile[plane_word(lane, bit / 32)];
     const u32 high = bit % 32 + BITS > 32 ? tile[plane_word(lane, bit / 32 + 1)] : 0;
     return __funnelshift_r(low, high, bit % 32) & ((1u << BITS) - 1u);
@@ -184,20 +212,16 @@ __device__ __forceinline__ char* table_start() {
 #ifdef PQ_REPLICAS
 // A shared codebook in shared memory, each entry PQ_REPLICAS times side by side: with 128 bytes of copies no two
 // lanes of a warp ever want the same bank. PQ_SPREAD: the copies of an entry stand 256 bytes
-// apart, which code_at does for 8-bit codes in one instruction.
+// apart, and there are 256 of them (64 four times), which code_at makes of codes in bytes in one instruction.
 constexpr int REPLICAS = PQ_REPLICAS, COPIES_BYTES = REPLICAS * ENTRY_BYTES;
 __device__ constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
-#ifdef PQ_SPREAD
-constexpr int TABLE_LOG = 8;
-#else
-constexpr int TABLE_LOG = log2_of(COPIES_BYTES);
-#endif
-constexpr int TABLE_BYTES = (1 << BITS) << TABLE_LOG;
+constexpr int TABLE_LOG = SPREAD ? 8 : log2_of(COPIES_BYTES), TABLE_ENTRIES = SPREAD ? 256 : 1 << BITS;
+constexpr int TABLE_BYTES = TABLE_ENTRIES << TABLE_LOG;
 
 __device__ __forceinline__ void fill_table(char* table, const u32* codebook) {
     constexpr u32 PARTS = COPIES_BYTES / 16;
     auto value = [&](u32 i) {
-        const u32* entry = codebook + i / PARTS * ENTRY_WORDS;
+        const u32* entry = codebook + i / PARTS % (1 << BITS) * ENTRY_WORDS;
         if constexpr (ENTRY_WORDS == 1) {
             const u32 v = load_stream(entry);
             return make_uint4(v, v, v, v);
@@ -208,7 +232,7 @@ __device__ __forceinline__ void fill_table(char* table, const u32* codebook) {
             return load_stream(reinterpret_cast<const uint4*>(entry));
         }
     };
-    constexpr u32 COUNT = (1u << BITS) * PARTS, BATCHED = 4;
+    constexpr u32 COUNT = TABLE_ENTRIES * PARTS, BATCHED = 4;
     for (u32 first = threadIdx.x; first < COUNT; first += BATCHED * blockDim.x) {
         uint4 v[BATCHED];
 #pragma unroll

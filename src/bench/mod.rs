@@ -37,17 +37,17 @@ impl Samples {
     }
 }
 
-/// Bytes that the memory of one measurement has together, at least, and launches, at most.
+/// Bytes that the memory of one measurement has together, at least, and its launches.
 const COLD_BYTES: usize = 512 << 20;
 const LAUNCHES: usize = 64;
 
-/// So many launches on `bytes` each make a cold measurement.
+/// So many sets of `bytes` each, taken in turns, are cold whenever one's turn comes.
 fn copies(bytes: usize) -> usize {
     COLD_BYTES.div_ceil(bytes).clamp(2, LAUNCHES)
 }
 
-/// Times what `record` records on each of `sets`: all in one list of launches, which is replayed where the backend can, so
-/// that what a launch costs the host is not in it. Gives the time of one.
+/// Times what `record` records on `sets` in turns: all in one list of launches, which is replayed where the backend can, so
+/// that what enqueueing them and waiting for them costs the host is not in it. Gives the time of one.
 async fn cold<B: Backend, S>(
     backend: &B,
     sets: &mut [S],
@@ -55,21 +55,23 @@ async fn cold<B: Backend, S>(
     mut record: impl FnMut(&mut B::Commands, &mut S) -> Result<()>,
 ) -> Result<Samples> {
     let end = backend.alloc(1)?;
-    let key = [unique(), 0, 0, 0];
+    let (key, rounds) = ([unique(), 0, 0, 0], LAUNCHES.div_ceil(sets.len()));
     let mut runs = Vec::new();
     for run in 0..repeat.max(1) + 3 {
         let start = Instant::now();
         if !backend.replay(&key)? {
             let mut commands = backend.begin()?;
-            for set in &mut *sets {
-                record(&mut commands, set)?;
+            for _ in 0..rounds {
+                for set in &mut *sets {
+                    record(&mut commands, set)?;
+                }
             }
             backend.submit_as(commands, key)?;
         }
         backend.read(&end, 0, 1).await?;
         // The first runs compile, record and capture.
         if run >= 3 {
-            runs.push(start.elapsed() / sets.len() as u32);
+            runs.push(start.elapsed() / (rounds * sets.len()) as u32);
         }
     }
     Ok(Samples::new(runs))

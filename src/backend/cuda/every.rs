@@ -96,12 +96,16 @@ pub fn units(limit: usize) -> Vec<Checked> {
         }
         for rows in [1, 4, 8, 16].into_iter().filter(|rows| *rows <= matvec_tokens(&spec, lookup, limit)) {
             match lookup {
+                Lookup::Shared { replicas } if rows > 1 => {
+                    let kernel = Rows::new(&spec, replicas, rows, limit);
+                    all.push((kernel.unit, kernel.shared));
+                }
                 Lookup::Shared { replicas } => {
-                    let matvec = Matvec::new(&spec, replicas, rows, limit);
+                    let matvec = Matvec::new(&spec, replicas, limit);
                     all.push((matvec.unit, matvec.shared(matvec.chunk(64))));
                     // A step takes ten times as long to compile; these are one of each kind.
                     let kinds = [(1, 16), (2, 64), (2, 256), (3, 4096), (4, 256)];
-                    if rows == 1 && kinds.contains(&(spec.d, spec.k)) {
+                    if kinds.contains(&(spec.d, spec.k)) {
                         all.push((
                             step::example(&matvec.unit, matvec.table, matvec.warps),
                             matvec.step_shared(matvec.step_chunk(64)),

@@ -68,7 +68,7 @@ pub const ROOMY: usize = 160 << 10;
 fn with_table(unit: Unit, spec: &PqSpec, replicas: u32, limit: usize) -> (Unit, u32) {
     let copies = 2 * entry_halves(spec) as u32 * replicas;
     let unit = unit.with("PQ_REPLICAS", replicas).with("PQ_TABLE_AT", TABLE_AT);
-    if spec.k == 256 && copies == 128 && limit >= ROOMY {
+    if matches!(spec.code_bits(), 6 | 8) && copies == 128 && limit >= ROOMY {
         (unit.with("PQ_SPREAD", 1), TABLE_AT + 256 * 256)
     } else {
         (unit, TABLE_AT + spec.k as u32 * copies)
@@ -84,8 +84,7 @@ pub fn matvec_tokens(spec: &PqSpec, lookup: Lookup, limit: usize) -> u32 {
     let most = if spec.d > 4 { 8 } else { 16 };
     let fits = |tokens: &u32| match lookup {
         Lookup::Shared { replicas } => {
-            let matvec = Matvec::new(spec, replicas, *tokens, limit);
-            matvec.shared(1) <= matvec.limit
+            Rows::new(spec, replicas, *tokens, limit).shared + FIXED_SHARED <= limit as u32
         }
         Lookup::Subspace => MatvecSubspace::new(spec, *tokens).table as usize <= limit,
         Lookup::Memory => true,
@@ -98,12 +97,10 @@ fn tokens(rows: u32) -> u32 {
     [1, 4, 8, 16].into_iter().find(|tokens| rows <= *tokens).unwrap_or(16)
 }
 
-/// The decode kernel of a shared codebook, and its shape.
+/// The decode kernel of a shared codebook for one row, and its shape.
 #[derive(Clone, Copy, Debug)]
 pub struct Matvec {
     pub unit: Unit,
-    /// Rows of x, at most: 1, 4, 8 or 16.
-    pub tokens: u32,
     /// Warps of a block; each takes 64 codes of a row at a time, so all of them make a pass over the columns.
     pub warps: u32,
     /// Shared memory up to the end of the codebook's copies.
@@ -119,31 +116,24 @@ pub struct Matvec {
 }
 
 impl Matvec {
-    /// For up to `rows` rows where a block may have `limit` bytes of shared memory.
-    pub fn new(spec: &PqSpec, replicas: u32, rows: u32, limit: usize) -> Self {
-        let tokens = tokens(rows);
-        let batch = match tokens {
-            1 => 8,
-            4 => 4,
-            _ => 2,
-        };
-        let columns = if tokens <= 4 { 2 * tokens } else { tokens };
+    /// Where a block may have `limit` bytes of shared memory.
+    pub fn new(spec: &PqSpec, replicas: u32, limit: usize) -> Self {
+        // Row tiles between two meetings of a block's warps.
+        let batch = if limit >= ROOMY { 16 } else { 8 };
         let shape = |warps: u32| {
-            let unit = pq("pq_matvec", spec)
-                .with("PQ_TOKENS", tokens)
-                .with("PQ_WARPS", warps)
-                .with("PQ_BATCH", batch);
+            let unit =
+                pq("pq_matvec", spec).with("PQ_TOKENS", 1).with("PQ_WARPS", warps).with("PQ_BATCH", batch);
             let (unit, table) = with_table(unit, spec, replicas, limit);
-            let sums = 2 * warps * tokens * (batch * 16 + 4) * 4;
             let entry = if spec.d == 1 { 1 } else { entry_halves(spec) as u32 };
-            let stage = warps * TILE_CODES as u32 * entry * 2 * columns;
+            // f16, and what it leaves of the f32.
+            let stage = warps * TILE_CODES as u32 * entry * 2 * 2;
             let tile_bytes = spec.code_bits() as u32 * 128;
+            let sums = 2 * warps * (batch * TILE_ROWS as u32 + 4) * 4;
             let limit = limit as u32 - FIXED_SHARED;
-            Self { unit, tokens, warps, table, tile_bytes, sums, stage, limit, d: spec.d as u32 }
+            Self { unit, warps, table, tile_bytes, sums, stage, limit, d: spec.d as u32 }
         };
         let wide = shape(16);
-        let registers = spec.d <= 2 || spec.d <= 4 && tokens == 1;
-        if registers && wide.shared(1) <= wide.limit { wide } else { shape(8) }
+        if spec.d <= 4 && wide.shared(1) <= wide.limit { wide } else { shape(8) }
     }
 
     /// Passes over `code_tiles` code tiles a row.
@@ -180,7 +170,37 @@ impl Matvec {
 
     /// Whether a row that is rotated by blocks of `rotate` can be prepared by a step's kernel, a warp 512 elements.
     pub fn prepares(&self, rotate: u32) -> bool {
-        self.tokens == 1 && matches!(self.d, 1 | 2 | 4 | 8) && rotate <= 512
+        matches!(self.d, 1 | 2 | 4 | 8) && rotate <= 512
+    }
+}
+
+/// The kernel of a shared codebook for a few rows, and its shape.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows {
+    pub unit: Unit,
+    pub warps: u32,
+    pub shared: u32,
+    /// Column groups of 8 to which x is packed.
+    pub groups: u32,
+}
+
+impl Rows {
+    /// For up to `rows` rows where a block may have `limit` bytes of shared memory.
+    pub fn new(spec: &PqSpec, replicas: u32, rows: u32, limit: usize) -> Self {
+        let tokens = tokens(rows).max(4);
+        let unit = pq("pq_rows", spec).with("PQ_TOKENS", tokens);
+        let (unit, table) = with_table(unit, spec, replicas, limit);
+        // Warps, and row tiles between two of their meetings.
+        let shape = |(warps, batch): (u32, u32)| Self {
+            unit: unit.with("PQ_WARPS", warps).with("PQ_BATCH", batch),
+            warps,
+            shared: table + 3 * warps * (tokens * (batch * TILE_ROWS as u32 + 8) + 8) * 4,
+            groups: tokens.div_ceil(8),
+        };
+        let wide = spec.d <= 2 || spec.d <= 4 && tokens <= 8;
+        let shapes = [(16, 4), (16, 2), (8, 4), (8, 2)].map(shape);
+        let fits = |it: &Self| (wide || it.warps == 8) && it.shared + FIXED_SHARED <= limit as u32;
+        shapes.into_iter().find(fits).unwrap_or(shape((8, 2)))
     }
 }
 

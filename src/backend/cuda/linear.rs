@@ -6,7 +6,7 @@ use super::Cuda;
 use super::commands::{Commands, Gemm, Launch};
 use super::device::Scratch;
 use super::io::{Io, Ready};
-use super::kernels::{self, Lookup, Matvec, MatvecSubspace, TILE_ROWS};
+use super::kernels::{self, Lookup, Matvec, MatvecSubspace, Rows, TILE_ROWS};
 use super::matmul::Way;
 use super::memory::{Memory, address};
 use super::weight::{Kind, Part, Pq, Weight};
@@ -184,14 +184,33 @@ impl Cuda {
         part: &Part,
         cols: usize,
         io: &Io<'_>,
+        ready: &mut Ready,
     ) -> Result<()> {
         let (rows, params) = (io.params.rows, io.of_part(part));
         let row_tiles = part.rows.div_ceil(TILE_ROWS) as u32;
         let code_tiles = pq.code_tiles as u32;
         let bias_at = part.first as u64 * 4;
         match pq.lookup {
+            Lookup::Shared { replicas } if rows > 1 => {
+                let kernel = Rows::new(&pq.spec, replicas, rows, self.device.shared_limit);
+                let packed = self.packed(c, pq, cols, io, kernel.groups, ready)?;
+                let grid = row_tiles.min(self.device.sms);
+                let function = self.device.function(kernel.unit, "pq_rows")?;
+                c.launch(
+                    Launch::new(function, [grid, 1, 1], kernel.warps * 32, kernel.shared)
+                        .memory(&pq.codes)
+                        .memory(&pq.codebooks)
+                        .optional(pq.scales.as_ref(), 0)
+                        .optional(io.bias, bias_at)
+                        .memory(&packed)
+                        .memory_at(io.y, io.y_at())
+                        .word(part.rows as u32)
+                        .word(code_tiles)
+                        .params(&params.words()),
+                );
+            }
             Lookup::Shared { replicas } => {
-                let kernel = Matvec::new(&pq.spec, replicas, rows, self.device.shared_limit);
+                let kernel = Matvec::new(&pq.spec, replicas, self.device.shared_limit);
                 let chunk = kernel.chunk(code_tiles);
                 let grid = row_tiles.min(self.device.sms);
                 let function = self.device.function(kernel.unit, "pq_matvec_shared")?;

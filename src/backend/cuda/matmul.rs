@@ -54,6 +54,12 @@ impl Way {
 
 /// Rows of x that tensor cores take as f16 and what that leaves of the f32, in two columns.
 const SPLIT_ROWS: u32 = 4;
+
+/// Columns that so many rows of x are to them.
+fn columns(rows: u32) -> u32 {
+    if rows <= SPLIT_ROWS { 2 * rows } else { rows }
+}
+
 /// Words of decoded weights at a time: a slab that stays in L2.
 const SLAB_WORDS: usize = 8 << 20;
 /// Words of partial sums that pq_matmul_tables may take.
@@ -63,8 +69,6 @@ const PARTIAL_WORDS: usize = 16 << 20;
 #[derive(Clone, Copy, Debug)]
 pub struct Tiles {
     pub unit: Unit,
-    /// Whether a row of x is two columns.
-    pub split: bool,
     /// Rows of W, columns of x and code tiles of a row in a block's unit of work.
     rows: u32,
     columns: u32,
@@ -78,8 +82,7 @@ pub struct Tiles {
 impl Tiles {
     /// Where a block may have `limit` bytes of shared memory.
     pub fn new(spec: &PqSpec, lookup: Lookup, rows: u32, limit: usize) -> Self {
-        let split = rows <= SPLIT_ROWS;
-        let columns = if split { 2 * rows } else { rows };
+        let (columns, split) = (columns(rows), rows <= SPLIT_ROWS);
         let entry = if spec.d == 1 { 1 } else { kernels::entry_halves(spec) as u32 };
         let (unit, table) = match lookup {
             Lookup::Shared { replicas } => {
@@ -127,7 +130,6 @@ impl Tiles {
             .with("TILES_SPLIT", split.into());
         Self {
             unit,
-            split,
             rows: rows * mt * TILE_ROWS as u32,
             columns: nt * 8,
             codes,
@@ -139,8 +141,7 @@ impl Tiles {
 
     /// Column groups of 8 to which `rows` rows of x are packed.
     fn groups(&self, rows: u32) -> u32 {
-        let columns = if self.split { 2 * rows } else { rows };
-        columns.next_multiple_of(self.columns) / 8
+        columns(rows).next_multiple_of(self.columns) / 8
     }
 }
 
@@ -195,15 +196,46 @@ impl Cuda {
         ready: &mut Ready,
     ) -> Result<()> {
         match way {
-            Way::Matvec => self.pq_matvec(c, pq, part, cols, io),
+            Way::Matvec => self.pq_matvec(c, pq, part, cols, io, ready),
             Way::Tiles => self.pq_matmul_tiles(c, pq, part, cols, io, ready),
-            Way::Tables => self.pq_matmul_tables(c, pq, part, cols, io),
+            Way::Tables => self.pq_matmul_tables(c, pq, part, cols, io, ready),
             Way::Decoded => {
                 let x = self.input_as(c, Dtype::F16, cols, io, ready)?;
                 self.pq_matmul_decoded(c, pq, &x, part, cols, io)?;
                 self.add_bias(c, part, io)
             }
         }
+    }
+
+    /// x in the order of the tensor cores (kernels/pack_rows.cu), in `groups` groups of 8 columns, packed once for all parts.
+    pub(super) fn packed(
+        &self,
+        c: &mut Commands,
+        pq: &Pq,
+        cols: usize,
+        io: &Io<'_>,
+        groups: u32,
+        ready: &mut Ready,
+    ) -> Result<Memory> {
+        let entry = if pq.spec.d == 1 { 1 } else { kernels::entry_halves(&pq.spec) };
+        // Of 16 bytes, 8 values.
+        let pieces = pq.code_tiles as u32 * groups * (TILE_CODES * entry) as u32;
+        let packed = self.device.scratch(Scratch::Packed, pieces as usize * 4)?;
+        let unit = pack(&pq.spec);
+        if ready.packed.replace((unit, groups)) != Some((unit, groups)) {
+            let function = self.device.function(unit, "pack_rows")?;
+            c.launch(
+                Launch::new(function, [pieces.div_ceil(256), 1, 1], 256, 0)
+                    .memory_at(io.x, io.x_at(cols))
+                    .memory(&packed)
+                    .word(io.params.rows)
+                    .word(cols as u32)
+                    .word(groups)
+                    .word(pieces)
+                    .word((io.params.rows <= SPLIT_ROWS).into()),
+            );
+        }
+        Ok(packed)
     }
 
     fn pq_matmul_tiles(
@@ -218,24 +250,7 @@ impl Cuda {
         let rows = io.params.rows;
         let tiles = Tiles::new(&pq.spec, pq.lookup, rows, self.device.shared_limit);
         let (code_tiles, groups) = (pq.code_tiles as u32, tiles.groups(rows));
-        let entry = if pq.spec.d == 1 { 1 } else { kernels::entry_halves(&pq.spec) as u32 };
-        // Of 16 bytes, 8 values.
-        let pieces = code_tiles * groups * 8 * TILE_CODES as u32 * entry / 8;
-        let packed = self.device.scratch(Scratch::Packed, pieces as usize * 4)?;
-        let unit = pack(&pq.spec);
-        if ready.packed.replace((unit, groups)) != Some((unit, groups)) {
-            let function = self.device.function(unit, "pack_rows")?;
-            c.launch(
-                Launch::new(function, [pieces.div_ceil(256), 1, 1], 256, 0)
-                    .memory_at(io.x, io.x_at(cols))
-                    .memory(&packed)
-                    .word(rows)
-                    .word(cols as u32)
-                    .word(groups)
-                    .word(pieces)
-                    .word(tiles.split.into()),
-            );
-        }
+        let packed = self.packed(c, pq, cols, io, groups, ready)?;
         let outputs = (part.rows as u32).div_ceil(tiles.rows) * (groups * 8 / tiles.columns);
         let grid = (self.device.sms * tiles.blocks).min(outputs * code_tiles.div_ceil(tiles.codes));
         let partial =
@@ -269,8 +284,11 @@ impl Cuda {
         part: &Part,
         cols: usize,
         io: &Io<'_>,
+        ready: &mut Ready,
     ) -> Result<()> {
-        let Some(tables) = Tables::new(&pq.spec) else { return self.pq_matvec(c, pq, part, cols, io) };
+        let Some(tables) = Tables::new(&pq.spec) else {
+            return self.pq_matvec(c, pq, part, cols, io, ready);
+        };
         let (rows, code_tiles) = (io.params.rows, pq.code_tiles as u32);
         let (across, down) = ((part.rows as u32).div_ceil(tables.rows), rows.div_ceil(tables.tokens));
         let most = (PARTIAL_WORDS / (rows as usize * part.rows)).clamp(1, pq.code_tiles) as u32;

@@ -42,7 +42,12 @@ fn into(producer: &mut Kernel, pack: &Kernel) -> bool {
     if producer.args[*y] != x || !cols.is_multiple_of(64 * d) {
         return false;
     }
+    // Packed rows, of which none may be missing.
+    let rows = if split > 0 { groups * 4 } else { groups * 8 };
+    if producer.grid[*axis] > rows {
+        return false;
+    }
     producer.args[*packed] = Arg::params(&[to as u32, (to >> 32) as u32, groups, split, d.ilog2()]);
-    producer.grid[*axis] = if split > 0 { groups * 4 } else { groups * 8 };
+    producer.grid[*axis] = rows;
     true
 }

@@ -39,16 +39,12 @@ pub fn example(matrix: &Unit, table: u32, warps: u32) -> Unit {
 
 /// Work with its runs of phases as steps, and the memory of their programs.
 pub fn plan(device: &Device, work: &[Work]) -> Result<(Vec<Work>, Vec<Memory>)> {
-    // A delta net's operations are no phases, and steps between them are slower than launches that overlap; with several
-    // sequences a matrix is work enough for a launch of its own.
-    let better_apart = |work: &Work| match work {
-        Work::Kernel(kernel) => {
-            ["delta_rule", "delta_chunks"].contains(&kernel.function.entry)
-                || kernel.matvec.as_ref().is_some_and(|m| m.tokens > 1)
-        }
+    // A delta net's operations are no phases, and steps between them are slower than launches that overlap.
+    let delta = |work: &Work| match work {
+        Work::Kernel(kernel) => ["delta_rule", "delta_chunks"].contains(&kernel.function.entry),
         Work::Gemm(_) => false,
     };
-    if work.iter().any(better_apart) {
+    if work.iter().any(delta) {
         return Ok((work.to_vec(), Vec::new()));
     }
     let (mut planned, mut programs) = (Vec::with_capacity(work.len()), Vec::new());

@@ -140,8 +140,15 @@ impl Place {
 }
 
 /// The kernels that the table is about.
-const WAYS: &[&str] =
-    &["pq_matvec", "pq_matvec_subspace", "pq_matmul", "pq_matmul_tables", "pq_matmul_tiles", "pack_rows"];
+const WAYS: &[&str] = &[
+    "pq_matvec",
+    "pq_rows",
+    "pq_matvec_subspace",
+    "pq_matmul",
+    "pq_matmul_tables",
+    "pq_matmul_tiles",
+    "pack_rows",
+];
 
 /// Bytes that are written between two measurements, so that codes are not in L2.
 const COLD_BYTES: usize = 128 << 20;

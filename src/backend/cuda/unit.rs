@@ -110,6 +110,7 @@ sources!(
     "pq_matvec",
     "pq_matvec_subspace",
     "pq_row",
+    "pq_rows",
     "quantize",
     "rms_norm",
     "rope_cache",

@@ -1,13 +1,19 @@
-// How a warp's lanes share heads of keys and values, for attention of few rows: a head is LANES lanes of EACH elements.
-// Constants: HEAD_DIM, CACHE_F16.
+// Attention of few rows: what the cache holds, and a warp's share of a stretch of positions in ordinary arithmetic, for
+// any cache and any length of head. attention_tiles.cuh has the same by tensor cores.
+//
+// A head is LANES lanes of EACH elements, so a warp works on 32 / LANES positions at once, every lane with a running
+// maximum, sum and output of its own for its positions: a position costs log2 LANES shuffles per head, and nothing else is
+// exchanged until the end. ROUNDS positions are taken together; their keys and values are asked for when those before them
+// are used up.
+// Constants: HEAD_DIM, CACHE_F16, and for few rows GROUP, the query heads that are taken together.
 
 constexpr int EACH = 8;
 constexpr int PARTS = (HEAD_DIM + EACH - 1) / EACH;
 constexpr int LANES = PARTS <= 1 ? 1 : PARTS <= 2 ? 2 : PARTS <= 4 ? 4 : PARTS <= 8 ? 8 : PARTS <= 16 ? 16 : 32;
-constexpr int POSITIONS = 32 / LANES;
+constexpr u32 DIM = LANES <= 8 ? 64 : LANES * EACH; // elements of a head in shared memory, zeros behind its own
 constexpr f32 LOG2E = 1.4426950408889634f, LOWEST = -1e30f;
 
-// A lane's elements of a key or value as they lie in the cache.
+// EACH elements of a key or value as they lie in the cache.
 struct Raw {
 #ifdef CACHE_F16
     u32 words[EACH / 2];
@@ -21,7 +27,7 @@ struct Raw {
 __device__ __forceinline__ Raw load_head(const Cache* at, u32 first) {
     Raw raw = {};
     if constexpr (HEAD_DIM % EACH == 0) {
-        if (LANES != PARTS && first >= HEAD_DIM) return raw;
+        if (first >= HEAD_DIM) return raw;
 #ifdef CACHE_F16
         const uint4 q = *reinterpret_cast<const uint4*>(at + first);
         raw.words[0] = q.x, raw.words[1] = q.y, raw.words[2] = q.z, raw.words[3] = q.w;
@@ -45,3 +51,159 @@ __device__ __forceinline__ Raw load_head(const Cache* at, u32 first) {
     }
     return raw;
 }
+
+#ifdef GROUP
+// The same from the cache's memory, past L1: nothing is read twice.
+__device__ __forceinline__ Raw load_once(const Cache* at, u32 first) {
+#ifdef CACHE_F16
+    if constexpr (HEAD_DIM % EACH == 0) {
+        Raw raw = {};
+        if (first >= HEAD_DIM) return raw;
+        asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(raw.words[0]), "=r"(raw.words[1]), "=r"(raw.words[2]), "=r"(raw.words[3]) : "l"(at + first));
+        return raw;
+    }
+#endif
+    return load_head(at, first);
+}
+
+// Positions `begin` to `end` of a head: those before `cached` in the cache, the last one, if it is not, in shared memory.
+struct Stretch {
+    const Cache *keys, *values; // of position 0
+    u32 begin, cached, end;
+    const Cache *own_key, *own_value;
+
+    __device__ __forceinline__ void fetch_key(Raw& key, u32 position, u32 first) const {
+        if (position < cached) key = load_once(keys + (u64)position * HEAD_DIM, first);
+    }
+    __device__ __forceinline__ void fetch_value(Raw& value, u32 position, u32 first) const {
+        if (position < cached) value = load_once(values + (u64)position * HEAD_DIM, first);
+    }
+    __device__ __forceinline__ bool is_own(u32 position) const { return position == cached && position < end; }
+};
+
+// What the warps of a block found: for each head the greatest score, and relative to it the sum of the weights and the
+// weighted sum of the values. Scores are logarithms to base 2.
+template <u32 WARPS> struct Found {
+    f32 out[WARPS][GROUP][DIM], tops[WARPS][GROUP], sums[WARPS][GROUP];
+
+    // Element `e` of a head over all warps, not divided by `total`.
+    __device__ __forceinline__ f32 joined(u32 h, u32 e, f32& peak, f32& total) const {
+        peak = tops[0][h];
+#pragma unroll
+        for (u32 w = 1; w < WARPS; w++) peak = fmaxf(peak, tops[w][h]);
+        f32 all = 0.f;
+        total = 0.f;
+#pragma unroll
+        for (u32 w = 0; w < WARPS; w++) {
+            const f32 share = exp2f(tops[w][h] - peak);
+            total += sums[w][h] * share;
+            all += out[w][h][e] * share;
+        }
+        return all;
+    }
+};
+
+template <u32 WARPS> struct Lanes {
+    static constexpr u32 POSITIONS = 32 / LANES, ROUND = WARPS * POSITIONS;
+    static constexpr u32 ROUNDS = GROUP * sizeof(Cache) <= 4 ? 4 : GROUP * sizeof(Cache) <= 8 ? 2 : 1;
+    static constexpr u32 AT_ONCE = ROUNDS * ROUND; // positions that a block has on their way
+    struct Queries {
+        f32 heads[GROUP][DIM];
+        __device__ __forceinline__ void store(u32 h, u32 e, f32 v) { heads[h][e] = v; }
+    };
+    const u32 first = threadIdx.x % LANES * EACH;
+    Raw k[ROUNDS], v[ROUNDS];
+    f32 top[GROUP], sum[GROUP] = {}, out[GROUP][EACH] = {};
+    u32 p; // the lane's position
+
+    // Asks for the first positions.
+    __device__ __forceinline__ void start(const Stretch& of) {
+        p = of.begin + (threadIdx.x >> 5) * POSITIONS + threadIdx.x % 32 / LANES;
+#pragma unroll
+        for (u32 round = 0; round < ROUNDS; round++) {
+            k[round] = v[round] = Raw{};
+            of.fetch_key(k[round], p + round * ROUND, first);
+            of.fetch_value(v[round], p + round * ROUND, first);
+        }
+    }
+
+    // With `count` queries.
+    __device__ __forceinline__ void run(const Stretch& of, const Queries& queries, u32 count) {
+        f32 q[GROUP][EACH];
+#pragma unroll
+        for (u32 h = 0; h < GROUP; h++) {
+            top[h] = LOWEST;
+#pragma unroll
+            for (int i = 0; i < EACH; i++) q[h][i] = h < count ? queries.heads[h][first + i] : 0.f;
+        }
+#pragma unroll 1
+        for (; p - threadIdx.x % 32 / LANES < of.end; p += ROUNDS * ROUND) {
+            f32 scores[ROUNDS][GROUP];
+#pragma unroll
+            for (u32 round = 0; round < ROUNDS; round++) {
+                const u32 at = p + round * ROUND;
+                if (of.is_own(at)) k[round] = load_head(of.own_key, first), v[round] = load_head(of.own_value, first);
+#pragma unroll
+                for (u32 h = 0; h < GROUP; h++) {
+                    f32 score = 0.f;
+#pragma unroll
+                    for (int i = 0; i < EACH; i++) score += q[h][i] * k[round][i];
+#pragma unroll
+                    for (int o = LANES / 2; o; o >>= 1) score += __shfl_xor_sync(~0u, score, o);
+                    scores[round][h] = score;
+                }
+                of.fetch_key(k[round], at + ROUNDS * ROUND, first);
+            }
+#pragma unroll
+            for (u32 h = 0; h < GROUP; h++) {
+                f32 peak = top[h];
+#pragma unroll
+                for (u32 round = 0; round < ROUNDS; round++) {
+                    if (p + round * ROUND < of.end) peak = fmaxf(peak, scores[round][h]);
+                }
+                const f32 keep = exp2f(top[h] - peak);
+                top[h] = peak;
+                sum[h] *= keep;
+#pragma unroll
+                for (int i = 0; i < EACH; i++) out[h][i] *= keep;
+            }
+#pragma unroll
+            for (u32 round = 0; round < ROUNDS; round++) {
+                const u32 at = p + round * ROUND;
+#pragma unroll
+                for (u32 h = 0; h < GROUP; h++) {
+                    const f32 weight = at < of.end ? exp2f(scores[round][h] - top[h]) : 0.f;
+                    sum[h] += weight;
+#pragma unroll
+                    for (int i = 0; i < EACH; i++) out[h][i] += weight * v[round][i];
+                }
+                of.fetch_value(v[round], at + ROUNDS * ROUND, first);
+            }
+        }
+    }
+
+    // Joins the lanes that hold the same elements.
+    __device__ __forceinline__ void store(Found<WARPS>& found, u32 count) const {
+        const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+#pragma unroll
+        for (u32 h = 0; h < GROUP; h++) {
+            f32 peak = top[h];
+#pragma unroll
+            for (int o = 16; o >= LANES; o >>= 1) peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, o));
+            const f32 keep = exp2f(top[h] - peak);
+            f32 all = sum[h] * keep;
+#pragma unroll
+            for (int o = 16; o >= LANES; o >>= 1) all += __shfl_xor_sync(~0u, all, o);
+#pragma unroll
+            for (int i = 0; i < EACH; i++) {
+                f32 e = out[h][i] * keep;
+#pragma unroll
+                for (int o = 16; o >= LANES; o >>= 1) e += __shfl_xor_sync(~0u, e, o);
+                if (lane < LANES) found.out[warp][h][first + i] = e;
+            }
+            if (lane == 0) found.tops[warp][h] = peak, found.sums[warp][h] = all;
+        }
+    }
+};
+#endif

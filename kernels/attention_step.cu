@@ -1,270 +1,196 @@
 // Attention of one row in a step (step.cu): from the raw outputs of the projections to the attention's output, not
 // rotated, but with the rotation's signs where the next matrix's kernel does the rest. What the cache holds already does
-// not depend on the phase before: its first positions are on their way to registers, and the next to L2, before that is
-// waited for.
+// not depend on the phase before: its first positions are on their way to registers before that is waited for, as are the
+// norms' weights and the turn's sines.
 //
-// attention_near, where the row sees few positions: a block a query head does it all.
-// attention_far: a block takes the GROUP heads that share a key/value head, and one of SPLITS stretches of positions;
-// attention_join joins them, a block 32 elements of the output.
+// A block takes some heads that share a key/value head, and one of the grid's stretches of positions. Where the row sees
+// few positions that is one, and a block a head; where it sees many, GROUP heads, and the block that comes last of those
+// with the same heads joins what they found.
 //
-// A position's head is 8 elements a lane; a warp works on 32 / LANES positions at once, every lane keeping its own
-// running maximum, sum and output for its positions, so that a position costs log2 LANES shuffles per head and nothing
-// else is exchanged until the end. ROUNDS positions are taken together; their keys and values are asked for when those
-// before them are used up. The row's own key is turned by every block that needs it, and written by one.
-// Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16, and attention_lanes.cuh's.
-constexpr int WARPS = STEP_THREADS / 32;
-constexpr u32 DIM = LANES * EACH, STRIDED = (DIM + 31) / 32; // elements of a head, zeros behind them; a lane's, 32 apart
+// What bounds it: up to some 300 positions a chain of latencies, and what one multiprocessor takes in; behind that memory,
+// 4.4 TB/s, and 6 us that a phase takes besides. us a phase of llama3-8b (32 / 8 heads of 128) on an H200, behind 190, 4,200
+// and 16,500 positions: by FMAs, the stretches joined in a phase of their own, 6.1, 18.2, 41.8; by tensor cores 6.0, 12.7,
+// 24.6; joined by the last block 6.0, 12.3, 23.8.
+//
+// A block's warps share its positions (attention_tiles.cuh, attention_lanes.cuh) and meet once at the end. The row's own
+// key is turned by every block that needs it, and written by one.
+// Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16.
+constexpr u32 WARPS = STEP_THREADS / 32;
 
-struct Row {
+// The arguments, as they lie in a step's phase.
+struct Call {
+    RopeCacheParams params;
+    u32 unused[4];
     const f32 *qkv, *q_norm, *k_norm, *inv_freq;
     Cache *k_cache, *v_cache;
+    f32 *y, *partial, *sums;      // the output; what stretches found
+    f32 score_scale;
+    u64 gated, with_signs, count; // heads of a block
 };
 
-// The maximum, sum and outputs of COUNT heads from `head` on over positions `begin` to `end` of the cache and, if `own`,
-// the row's own: to top(), sum() and out() of shared memory, a warp's each.
-template <int COUNT>
-struct Attend {
-    f32 (*out)[COUNT][DIM];  // [WARPS]
-    f32 (*heads)[DIM];       // q of each head, k, v
-    f32 (*tops)[COUNT], (*sums)[COUNT];
+// A block's shared memory.
+struct Block {
+    Found<WARPS> found;
+    typename Share<WARPS>::Queries queries; // multiplied by the scale of scores
+    __align__(16) Cache own[2][DIM];        // the row's key and value
+};
 
-    __device__ __forceinline__ Attend() {
-        f32* at = reinterpret_cast<f32*>(phase_shared());
-        out = reinterpret_cast<f32 (*)[COUNT][DIM]>(at);
-        heads = reinterpret_cast<f32 (*)[DIM]>(at += WARPS * COUNT * DIM);
-        tops = reinterpret_cast<f32 (*)[COUNT]>(at += (COUNT + 2) * DIM);
-        sums = tops + WARPS;
-    }
+// A warp's head of the row: a query (the first `count` warps), the key or the value. A lane has PAIRS pairs of elements
+// that are turned against each other; pairs behind rotary_dim, and of the value, by nothing.
+struct Head {
+    static constexpr u32 PAIRS = DIM / 64;
+    const u32 lane = threadIdx.x & 31, task = threadIdx.x >> 5, count;
+    const bool query = task < count, key = task == count;
+    bool normed;
+    const f32* x;
+    u32 places[PAIRS][2];
+    f32 weights[PAIRS][2], sines[PAIRS], cosines[PAIRS];
 
-    // Normalises and turns a head of q (task < COUNT), k or v, a warp each.
-    __device__ __forceinline__ void prepare(const Row& row, const RopeCacheParams& params, u32 head, u32 kv, u64 cache_at,
-                                            f32 score_scale, bool writes, const f32 (&angles)[STRIDED]) {
-        const u32 lane = threadIdx.x & 31, task = threadIdx.x >> 5, half = params.rotary_dim / 2;
-        if (task >= COUNT + 2) return;
-        const bool query = task < COUNT, key = task == COUNT;
-        const f32* x = row.qkv + (query ? (head + task) * params.q_stride : (key ? params.k_offset : params.v_offset) + kv * HEAD_DIM);
-        const f32* norm = query ? row.q_norm : key ? row.k_norm : nullptr;
-        f32 v[STRIDED], squares = 0.f;
+    // What does not depend on the phase before.
+    __device__ __forceinline__ Head(const Call& call, u32 head, u32 kv) : count(call.count) {
+        const RopeCacheParams& params = call.params;
+        const u32 half = query || key ? params.rotary_dim / 2 : 0;
+        x = call.qkv + (query ? (head + task) * params.q_stride : (key ? params.k_offset : params.v_offset) + kv * HEAD_DIM);
+        const f32* norm = query ? call.q_norm : key ? call.k_norm : nullptr;
+        normed = norm;
 #pragma unroll
-        for (u32 i = 0; i < STRIDED; i++) {
-            const u32 e = lane + i * 32;
-            v[i] = e < HEAD_DIM ? x[e] : 0.f;
-            squares += v[i] * v[i];
+        for (u32 i = 0; i < PAIRS; i++) {
+            const u32 j = lane + 32 * i;
+            const bool turned = j < half;
+            places[i][0] = turned ? j : j + half;
+            places[i][1] = places[i][0] + (turned ? half : DIM / 2 - half);
+            const f32 frequency = call.inv_freq[turned ? j : 0];
+            sine_cosine(turned ? (f32)row_position * frequency : 0.f, sines[i], cosines[i]);
+            weights[i][0] = weights[i][1] = 1.f;
         }
-        const f32 norm_scale = norm ? rsqrtf(warp_sum(squares) / HEAD_DIM + params.eps) : 1.f;
+        if (!normed) return;
 #pragma unroll
-        for (u32 i = 0; i < STRIDED; i++) {
-            const u32 e = lane + i * 32;
-            if (e >= DIM) continue;
-            if (norm && e < HEAD_DIM) v[i] *= (norm[e] + params.weight_offset) * norm_scale;
-            heads[task][e] = v[i];
-        }
-        __syncwarp();
-#pragma unroll
-        for (u32 i = 0; i < STRIDED; i++) {
-            const u32 e = lane + i * 32;
-            if ((!query && !key) || e >= params.rotary_dim) continue;
-            f32 sine, cosine;
-            sine_cosine(angles[i], sine, cosine);
-            v[i] = v[i] * cosine + (e < half ? -heads[task][e + half] : heads[task][e - half]) * sine;
-        }
-        __syncwarp();
-        Cache* cache = key ? row.k_cache : row.v_cache;
-#pragma unroll
-        for (u32 i = 0; i < STRIDED; i++) {
-            const u32 e = lane + i * 32;
-            if (e >= HEAD_DIM) continue;
-            // As the cache will give it back.
-            heads[task][e] = query ? v[i] * score_scale * LOG2E : from_cache(to_cache(v[i]));
-            if (!query && writes) cache[cache_at + (u64)row_position * HEAD_DIM + e] = to_cache(v[i]);
+        for (u32 i = 0; i < PAIRS * 2; i++) {
+            weights[i / 2][i % 2] = norm[min(places[i / 2][i % 2], HEAD_DIM - 1)] + params.weight_offset;
         }
     }
 
-    __device__ __forceinline__ void run(const Row& row, const RopeCacheParams& params, u32 head, u32 begin, u32 end, bool own,
-                                        f32 score_scale) {
-        const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, first = lane % LANES * EACH;
-        const u32 group = params.heads / params.kv_heads, kv = head / group, position = row_position;
-        const u64 cache_at = ((u64)row_slot * params.kv_heads + kv) * params.context * HEAD_DIM;
-        constexpr u32 ROUND = WARPS * POSITIONS, ROUNDS = COUNT * sizeof(Cache) <= 4 ? 4 : COUNT * sizeof(Cache) <= 8 ? 2 : 1;
-        Raw k[ROUNDS], v[ROUNDS];
-        auto fetch = [&](Raw& raw, const Cache* cache, u32 p) {
-            if (p - lane / LANES < end) raw = load_head(cache + cache_at + (u64)min(p, end - 1) * HEAD_DIM, first);
-        };
-        u32 p0 = begin + warp * POSITIONS + lane / LANES;
+    // Normalises and turns it; to the cache from `cache_at` on too, if it `writes`.
+    __device__ __forceinline__ void prepare(Block& block, const Call& call, u64 cache_at, bool writes) const {
+        if (task >= count + 2) return;
+        f32 v[PAIRS][2], squares = 0.f, scale = query ? call.score_scale * LOG2E : 1.f;
 #pragma unroll
-        for (u32 round = 0; round < ROUNDS; round++) {
-            k[round] = v[round] = Raw{};
-            fetch(k[round], row.k_cache, p0 + round * ROUND);
-            fetch(v[round], row.v_cache, p0 + round * ROUND);
+        for (u32 i = 0; i < PAIRS * 2; i++) {
+            const u32 e = places[i / 2][i % 2];
+            v[i / 2][i % 2] = HEAD_DIM == DIM || e < HEAD_DIM ? x[e] : 0.f;
         }
-        constexpr u32 SIZE = HEAD_DIM * sizeof(Cache), AHEAD = 64 << 10;
-        const u32 bytes = end > begin ? min((end - begin) * SIZE, AHEAD) : 0;
-        for (u32 i = ROUNDS * ROUND * SIZE + threadIdx.x * 128; i < bytes; i += blockDim.x * 128) {
-            prefetch_l2(reinterpret_cast<const char*>(row.k_cache + cache_at + (u64)begin * HEAD_DIM) + i);
-            prefetch_l2(reinterpret_cast<const char*>(row.v_cache + cache_at + (u64)begin * HEAD_DIM) + i);
+        if (normed) {
+#pragma unroll
+            for (u32 i = 0; i < PAIRS * 2; i++) squares += v[i / 2][i % 2] * v[i / 2][i % 2];
+            scale *= rsqrtf(warp_sum(squares) / HEAD_DIM + call.params.eps);
         }
-        f32 angles[STRIDED];
-        const u32 half = params.rotary_dim / 2;
 #pragma unroll
-        for (u32 i = 0; i < STRIDED; i++) {
-            const u32 e = lane + i * 32;
-            angles[i] = warp <= COUNT && e < params.rotary_dim ? (f32)position * row.inv_freq[e % half] : 0.f;
+        for (u32 i = 0; i < PAIRS; i++) {
+            const f32 a = v[i][0] * (weights[i][0] * scale), b = v[i][1] * (weights[i][1] * scale);
+            v[i][0] = a * cosines[i] - b * sines[i];
+            v[i][1] = b * cosines[i] + a * sines[i];
         }
-        wait_inputs();
-        prepare(row, params, head, kv, cache_at, score_scale, own && head % group == 0, angles);
-        __syncthreads();
-
-        f32 q[COUNT][EACH], sums_of[COUNT] = {}, top[COUNT], outs[COUNT][EACH] = {};
+        if (query) {
 #pragma unroll
-        for (int h = 0; h < COUNT; h++) {
-            top[h] = LOWEST;
-#pragma unroll
-            for (int i = 0; i < EACH; i++) q[h][i] = heads[h][first + i];
+            for (u32 i = 0; i < PAIRS * 2; i++) block.queries.store(task, places[i / 2][i % 2], v[i / 2][i % 2]);
+            return;
         }
-        auto score_of = [&](int h, auto key) {
-            f32 score = 0.f;
+        Cache *own = block.own[key ? 0 : 1], *cache = (key ? call.k_cache : call.v_cache) + cache_at;
 #pragma unroll
-            for (int i = 0; i < EACH; i++) score += q[h][i] * key(i);
-#pragma unroll
-            for (int o = LANES / 2; o; o >>= 1) score += __shfl_xor_sync(~0u, score, o);
-            return score;
-        };
-        if (own && warp == 0) {
-#pragma unroll
-            for (int h = 0; h < COUNT; h++) {
-                const f32 score = score_of(h, [&](int i) { return heads[COUNT][first + i]; });
-                if (lane >= LANES) continue;
-                top[h] = score, sums_of[h] = 1.f;
-#pragma unroll
-                for (int i = 0; i < EACH; i++) outs[h][i] = heads[COUNT + 1][first + i];
-            }
+        for (u32 i = 0; i < PAIRS * 2; i++) {
+            const u32 e = places[i / 2][i % 2];
+            const Cache c = to_cache(v[i / 2][i % 2]);
+            own[e] = c;
+            if (writes && (HEAD_DIM == DIM || e < HEAD_DIM)) cache[e] = c;
         }
-#pragma unroll 1
-        for (; p0 - lane / LANES < end; p0 += ROUNDS * ROUND) {
-            f32 scores[ROUNDS][COUNT];
-#pragma unroll
-            for (u32 round = 0; round < ROUNDS; round++) {
-#pragma unroll
-                for (int h = 0; h < COUNT; h++) scores[round][h] = score_of(h, [&](int i) { return k[round][i]; });
-                fetch(k[round], row.k_cache, p0 + (ROUNDS + round) * ROUND);
-            }
-#pragma unroll
-            for (int h = 0; h < COUNT; h++) {
-                f32 peak = top[h];
-#pragma unroll
-                for (u32 round = 0; round < ROUNDS; round++) {
-                    if (p0 + round * ROUND < end) peak = fmaxf(peak, scores[round][h]);
-                }
-                const f32 keep = exp2f(top[h] - peak);
-                top[h] = peak;
-                sums_of[h] *= keep;
-#pragma unroll
-                for (int i = 0; i < EACH; i++) outs[h][i] *= keep;
-            }
-#pragma unroll
-            for (u32 round = 0; round < ROUNDS; round++) {
-#pragma unroll
-                for (int h = 0; h < COUNT; h++) {
-                    const f32 weight = p0 + round * ROUND < end ? exp2f(scores[round][h] - top[h]) : 0.f;
-                    sums_of[h] += weight;
-#pragma unroll
-                    for (int i = 0; i < EACH; i++) outs[h][i] += weight * v[round][i];
-                }
-                fetch(v[round], row.v_cache, p0 + (ROUNDS + round) * ROUND);
-            }
-        }
-        // Join the lanes that hold the same elements.
-#pragma unroll
-        for (int h = 0; h < COUNT; h++) {
-            f32 peak = top[h];
-#pragma unroll
-            for (int o = 16; o >= LANES; o >>= 1) peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, o));
-            const f32 keep = exp2f(top[h] - peak);
-            f32 sum = sums_of[h] * keep;
-#pragma unroll
-            for (int o = 16; o >= LANES; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
-#pragma unroll
-            for (int i = 0; i < EACH; i++) {
-                f32 e = outs[h][i] * keep;
-#pragma unroll
-                for (int o = 16; o >= LANES; o >>= 1) e += __shfl_xor_sync(~0u, e, o);
-                if (lane < LANES) out[warp][h][first + i] = e;
-            }
-            if (lane == 0) tops[warp][h] = peak, sums[warp][h] = sum;
-        }
-        __syncthreads();
-    }
-
-    // Element `e` of a head over all warps, not divided by `total`.
-    __device__ __forceinline__ f32 joined(u32 h, u32 e, f32& peak, f32& total) const {
-        peak = tops[0][h];
-#pragma unroll
-        for (int w = 1; w < WARPS; w++) peak = fmaxf(peak, tops[w][h]);
-        f32 sum = 0.f;
-        total = 0.f;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            const f32 share = exp2f(tops[w][h] - peak);
-            total += sums[w][h] * share;
-            sum += out[w][h][e] * share;
-        }
-        return sum;
     }
 };
 
-KERNEL attention_near(const f32* qkv, const f32* q_norm, const f32* k_norm, const f32* inv_freq, Cache* k_cache,
-                      Cache* v_cache, f32* y, RopeCacheParams params, f32 score_scale, u32 gated, u32 with_signs) {
-    const u32 head = blockIdx.x;
-    Attend<1> attend;
-    attend.run({qkv, q_norm, k_norm, inv_freq, k_cache, v_cache}, params, head, 0, row_position, true, score_scale);
-    for (u32 e = threadIdx.x; e < HEAD_DIM; e += blockDim.x) {
-        f32 peak, total, v = attend.joined(0, e, peak, total);
-        v /= with_signs ? total * rotation_sign(head * HEAD_DIM + e) : total;
-        y[head * HEAD_DIM + e] = gated ? v * sigmoid(qkv[head * params.q_stride + HEAD_DIM + e]) : v;
-    }
-}
+// Stretches that are done with, of each group of heads; 0 between phases. There are several stretches only where the
+// groups are not more than half the multiprocessors.
+__device__ u32 stretches_done[256];
 
-// Grid: (heads / GROUP, 1, SPLITS).
-KERNEL attention_far(const f32* qkv, const f32* q_norm, const f32* k_norm, const f32* inv_freq, Cache* k_cache,
-                     Cache* v_cache, f32* partial, f32* sums, RopeCacheParams params, f32 score_scale) {
-    const u32 head = blockIdx.x * GROUP, each = (row_position + SPLITS - 1) / SPLITS;
-    const u32 begin = min(blockIdx.z * each, row_position), end = min(begin + each, row_position);
-    Attend<GROUP> attend;
-    attend.run({qkv, q_norm, k_norm, inv_freq, k_cache, v_cache}, params, head, begin, end, blockIdx.z == 0, score_scale);
-    for (u32 i = threadIdx.x; i < GROUP * HEAD_DIM; i += blockDim.x) {
-        const u32 h = i / HEAD_DIM, e = i % HEAD_DIM, at = (head + h) * SPLITS + blockIdx.z;
-        f32 peak, total;
-        partial[at * HEAD_DIM + e] = attend.joined(h, e, peak, total);
-        if (e == 0) sums[at * 2] = peak, sums[at * 2 + 1] = total;
-    }
-}
-
-// Grid: (outputs / 32).
-KERNEL attention_join(const f32* qkv, const f32* partial, const f32* sums, f32* y, AttentionParams params) {
-    f32 (*parts)[32] = reinterpret_cast<f32 (*)[32]>(phase_shared());
-    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const u32 i = min(blockIdx.x * 32 + lane, params.heads * HEAD_DIM - 1), h = i / HEAD_DIM, e = i % HEAD_DIM;
-    f32 v = 0.f, peak = LOWEST, total = 0.f;
-#pragma unroll
-    for (u32 s = warp; s < SPLITS; s += WARPS) {
-        // A running maximum, as of a stretch of stretches.
-        const u32 at = h * SPLITS + s;
-        const f32 top = sums[at * 2], joined = fmaxf(peak, top), keep = exp2f(peak - joined), share = exp2f(top - joined);
-        v = v * keep + partial[at * HEAD_DIM + e] * share;
-        total = total * keep + sums[at * 2 + 1] * share;
-        peak = joined;
-    }
-    parts[warp][lane] = v, parts[WARPS + warp][lane] = peak, parts[2 * WARPS + warp][lane] = total;
+// Whether all other stretches of this group are done with, and can be read.
+__device__ __forceinline__ bool comes_last(u32 group, u32 stretches) {
+    __shared__ u32 before;
     __syncthreads();
-    if (warp || blockIdx.x * 32 + lane >= params.heads * HEAD_DIM) return;
-    v = total = 0.f, peak = LOWEST;
-#pragma unroll
-    for (u32 w = 0; w < WARPS; w++) peak = fmaxf(peak, parts[WARPS + w][lane]);
-#pragma unroll
-    for (u32 w = 0; w < WARPS; w++) {
-        const f32 share = exp2f(parts[WARPS + w][lane] - peak);
-        v += parts[w][lane] * share, total += parts[2 * WARPS + w][lane] * share;
+    if (threadIdx.x == 0) {
+        u32 done;
+        asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(done) : "l"(stretches_done + group) : "memory");
+        before = done;
+        if (done + 1 == stretches) stretches_done[group] = 0;
     }
-    v /= params.rotate ? total * rotation_sign(i) : total;
-    y[i] = params.gated ? v * sigmoid(qkv[h * params.q_stride + HEAD_DIM + e]) : v;
+    __syncthreads();
+    return before + 1 == stretches;
+}
+
+// Grid: (blocks that share a key/value head, key/value heads, stretches at most).
+KERNEL attention_step(const Call& call) {
+    Block& block = *reinterpret_cast<Block*>(phase_shared());
+    const RopeCacheParams& params = call.params;
+    const u32 count = call.count, kv = blockIdx.y, group = kv * gridDim.x + blockIdx.x, head = group * count;
+    const u32 positions = row_position + 1;
+    const u32 each = gridDim.z == 1 ? positions : max((positions + SPLITS - 1) / SPLITS, Share<WARPS>::AT_ONCE);
+    const u32 begin = min(blockIdx.z * each, positions), end = min(begin + each, positions);
+    const u64 cache_at = ((u64)row_slot * params.kv_heads + kv) * params.context * HEAD_DIM;
+    const Stretch stretch = {call.k_cache + cache_at, call.v_cache + cache_at, begin, min(end, row_position), end,
+                             block.own[0], block.own[1]};
+    Share<WARPS> share;
+    share.start(stretch);
+    const Head mine(call, head, kv);
+    const u32 stretches = gridDim.z == 1 ? 1 : (positions + each - 1) / each;
+    wait_inputs();
+    if (begin >= end) return;
+    mine.prepare(block, call, cache_at + (u64)row_position * HEAD_DIM, blockIdx.x == 0 && blockIdx.z == 0);
+    __syncthreads();
+    share.run(stretch, block.queries, count);
+    share.store(block.found, count);
+    __syncthreads();
+    auto store = [&](u32 i, f32 v, f32 total) {
+        const u32 h = i / HEAD_DIM, e = i % HEAD_DIM, at = head * HEAD_DIM + i;
+        v = __fdividef(v, call.with_signs ? total * rotation_sign(at) : total);
+        call.y[at] = call.gated ? v * sigmoid(call.qkv[(head + h) * params.q_stride + HEAD_DIM + e]) : v;
+    };
+    for (u32 i = threadIdx.x; i < count * HEAD_DIM; i += STEP_THREADS) {
+        const u32 h = i / HEAD_DIM, e = i % HEAD_DIM;
+        f32 peak, total, v = block.found.joined(h, e, peak, total);
+        if (stretches == 1) {
+            store(i, v, total);
+        } else {
+            const u32 at = (head + h) * SPLITS + blockIdx.z;
+            call.partial[at * HEAD_DIM + e] = v;
+            if (e == 0) call.sums[at * 2] = peak, call.sums[at * 2 + 1] = total;
+        }
+    }
+    if (stretches == 1 || !comes_last(group, stretches)) return;
+    const u32 lane = threadIdx.x & 31, h = threadIdx.x >> 5;
+    f32 (*shares)[SPLITS] = reinterpret_cast<f32 (*)[SPLITS]>(&block);
+    if (h < count) {
+        const f32* at = call.sums + (head + h) * SPLITS * 2;
+        f32 top[(SPLITS + 31) / 32], sum[(SPLITS + 31) / 32], peak = LOWEST, total = 0.f;
+#pragma unroll
+        for (u32 i = 0; i < (SPLITS + 31) / 32; i++) {
+            const u32 s = i * 32 + lane;
+            top[i] = s < stretches ? __ldcg(at + s * 2) : LOWEST;
+            sum[i] = s < stretches ? __ldcg(at + s * 2 + 1) : 0.f;
+            peak = fmaxf(peak, top[i]);
+        }
+#pragma unroll
+        for (int o = 16; o; o >>= 1) peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, o));
+#pragma unroll
+        for (u32 i = 0; i < (SPLITS + 31) / 32; i++) total += sum[i] *= exp2f(top[i] - peak);
+        total = warp_sum(total);
+#pragma unroll
+        for (u32 i = 0; i < (SPLITS + 31) / 32; i++) {
+            if (i * 32 + lane < SPLITS) shares[h][i * 32 + lane] = i * 32 + lane < stretches ? exp2f(top[i] - peak) / total : 0.f;
+        }
+    }
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < count * HEAD_DIM; i += STEP_THREADS) {
+        const f32* at = call.partial + (head + i / HEAD_DIM) * SPLITS * HEAD_DIM + i % HEAD_DIM;
+        f32 v = 0.f;
+#pragma unroll
+        for (u32 s = 0; s < SPLITS; s++) v += s < stretches ? shares[i / HEAD_DIM][s] * __ldcg(at + s * HEAD_DIM) : 0.f;
+        store(i, v, 1.f);
+    }
 }

@@ -18,9 +18,10 @@ struct Argument {
     __device__ __forceinline__ operator u32() const { return (u32)bits; }
 };
 
-struct Phase {
+struct __align__(16) Phase {
     u32 kind, grid[3];
     u32 next[2]; // the phase behind this one where the row sees few positions, and where it sees many
+    u32 unused[2];
     Argument arguments[STEP_ARGUMENTS];
 };
 
@@ -42,14 +43,8 @@ __device__ __forceinline__ void run_block(const Phase& phase) {
     case PHASE_embed_pq: return embed::embed_pq(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], params<EmbedParams>(a + 8));
 #endif
 #ifdef HEAD_DIM
-    case PHASE_attention_near:
-        return attention_step::attention_near(a[0], a[1], a[2], a[3], a[4], a[5], a[6], params<RopeCacheParams>(a + 7),
-                                              __uint_as_float((u32)a[15]), a[16], a[17]);
-    case PHASE_attention_far:
-        return attention_step::attention_far(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], params<RopeCacheParams>(a + 8),
-                                             __uint_as_float((u32)a[16]));
-    case PHASE_attention_join:
-        return attention_step::attention_join(a[0], a[1], a[2], a[3], params<AttentionParams>(a + 4));
+    case PHASE_attention_step:
+        return attention_step::attention_step(*reinterpret_cast<const attention_step::Call*>(a));
 #endif
     }
 }
@@ -64,8 +59,7 @@ __device__ __forceinline__ void run(const Phase& phase) {
 #ifdef DENSE_DTYPE
     if (phase.kind == PHASE_dense_row) return dense_row::dense_row(*reinterpret_cast<const dense_row::Call*>(phase.arguments));
 #endif
-    const u32 kind = phase.kind; // some load before they wait
-    if (kind != PHASE_attention_near && kind != PHASE_attention_far) wait_inputs();
+    if (phase.kind != PHASE_attention_step) wait_inputs(); // which loads before it waits
     const u32 *grid = phase.grid, count = grid[0] * grid[1] * grid[2];
     for (u32 block = blockIdx.x; block < count; block += gridDim.x) {
         if (threadIdx.x == 0) {

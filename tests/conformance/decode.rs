@@ -18,6 +18,13 @@ const LLAMA: &str = r#"{
     "max_position_embeddings": 1024, "tie_word_embeddings": false, "hidden_act": "silu"
 }"#;
 
+/// Heads as large models have them.
+const WIDE: &str = r#"{
+    "model_type": "llama", "vocab_size": 311, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+    "max_position_embeddings": 1024, "tie_word_embeddings": false, "hidden_act": "silu"
+}"#;
+
 /// Sizes that nothing divides well.
 const QWEN3: &str = r#"{
     "model_type": "qwen3", "vocab_size": 257, "hidden_size": 132, "intermediate_size": 250, "num_hidden_layers": 2,
@@ -40,6 +47,8 @@ pub fn cases<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
     let cases = [
         (LLAMA, "2-256@universal", "2-256@universal", 1, 20, 310),
         (LLAMA, "2-256@universal", "2-256@universal", 1, 8, 508), // from few positions to many
+        (WIDE, "2-256@universal", "2-256@universal", 1, 8, 508),
+        (WIDE, "2-256@universal", "2-64@universal", 1, 4, 3),
         (LLAMA, "2-64@universal", "3-4096@universal", 1, 6, 310),
         (LLAMA, "2-256@matrix", "2-256@matrix", 3, 5, 310),
         (LLAMA, "2-256@universal", "2-256@universal", 12, 4, 310),

@@ -259,7 +259,7 @@ impl Backend for Cuda {
 
     fn attention(&self, c: &mut Commands, op: ops::Attention<'_, Buffer>) -> Result<()> {
         let p = op.params;
-        let group = kernels::attention_group(p.heads / p.kv_heads, p.head_dim);
+        let group = kernels::attention_group(p.heads / p.kv_heads);
         let across = p.heads / group;
         if let (Cache::F16, Some(shared)) = (self.cache(), kernels::attention_rows_shared(p.head_dim))
             && p.rows >= MANY_ROWS * p.segments
@@ -275,7 +275,7 @@ impl Backend for Cuda {
             Launch::new(
                 self.entry(unit, "attention_split")?,
                 [across, p.rows, splits],
-                kernels::ATTENTION_THREADS,
+                kernels::attention_threads(p.head_dim),
                 kernels::attention_shared(p.head_dim, group),
             )
             .memory(&op.qkv.0)

@@ -48,7 +48,7 @@ pub fn units(limit: usize) -> Vec<Checked> {
         );
     }
     for (head_dim, group, splits) in
-        [(1, 1, 8), (16, 2, 16), (64, 1, 1), (64, 2, 32), (80, 3, 8), (128, 4, 16), (256, 2, 16)]
+        [(1, 1, 8), (16, 2, 16), (64, 1, 1), (64, 2, 32), (80, 3, 8), (128, 4, 16), (256, 4, 33)]
     {
         for cache in caches {
             all.push((attention_split(head_dim, group, splits, cache), attention_shared(head_dim, group)));

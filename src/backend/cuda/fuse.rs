@@ -242,7 +242,7 @@ fn join_attention(device: &Device, phases: &mut Vec<Phase>, keep: &mut Vec<Memor
         let names = [rope.entry, split.entry, combine.entry];
         let params = split.kernel.params(6);
         // AttentionParams: rows, segments, heads, kv_heads, head_dim, .., scale, gated, rotate.
-        let [rows, _, heads, _, head_dim, _, _, _, scale, gated, rotate, ..] = params;
+        let [rows, _, heads, kv_heads, head_dim, _, _, _, scale, gated, rotate, ..] = params;
         if names != ["rope_cache", "attention_split", "attention_combine"] || rows != 1 {
             continue;
         }
@@ -267,23 +267,21 @@ fn join_attention(device: &Device, phases: &mut Vec<Phase>, keep: &mut Vec<Memor
                 rotation = Some(phase("rotate", When::Always, [heads * head_dim / rotate, 1, 1], 0, args));
             }
         }
-        let mut cached = rope.args.clone();
-        cached.remove(4);
-        let mut params = params;
-        params[10] = signs;
-        let turn = rope.args[7];
-        cached.pop();
-        let with = |more: &[Arg]| cached.iter().chain(more).copied().collect::<Vec<_>>();
         let [scale, gated, signs] = [scale, gated, signs].map(Arg::Word);
-        let [y, partial, sums] = [y, partial, sums].map(Arg::Address);
-        let near = with(&[y, turn, scale, gated, signs]);
-        let far = with(&[partial, sums, turn, scale]);
-        let join = vec![rope.args[0], partial, sums, y, Arg::Params(params)];
-        let shared = |heads: u32| kernels::attention_step_shared(head_dim, heads);
+        // As `Call` of kernels/attention_step.cu has them.
+        let [ref inputs @ .., _, k_cache, v_cache, turn] = rope.args[..] else { continue };
+        let caches = [k_cache, v_cache];
+        let to = [y, partial, sums].map(Arg::Address);
+        let attend = |count: u32| {
+            let rest = [scale, gated, signs, Arg::Word(count)];
+            [turn].iter().chain(inputs).chain(&caches).chain(&to).chain(&rest).copied().collect()
+        };
+        let shared = kernels::attention_step_shared(head_dim, heads / groups);
+        let near = [heads / kv_heads, kv_heads, 1];
+        let far = [groups / kv_heads, kv_heads, splits];
         let joined = [
-            phase("attention_near", When::Near, [heads, 1, 1], shared(1), near),
-            phase("attention_far", When::Far, [groups, 1, splits], shared(heads / groups), far),
-            phase("attention_join", When::Far, [(heads * head_dim).div_ceil(32), 1, 1], shared(0), join),
+            phase("attention_step", When::Near, near, shared, attend(1)),
+            phase("attention_step", When::Far, far, shared, attend(heads / groups)),
         ];
         phases.splice(i - 1..i + 2, joined.into_iter().chain(rotation));
     }

@@ -10,8 +10,8 @@ pub const TILE_CODES: usize = 64;
 fn table_limit(limit: usize) -> usize {
     if limit >= ROOMY { 64 << 10 } else { 32 << 10 }
 }
-/// Threads of a block of the attention kernel for few rows.
-pub const ATTENTION_THREADS: u32 = 512;
+/// Warps of a block of attention of few rows, at most.
+const ATTENTION_WARPS: u32 = 16;
 /// Values that top_k finds at most.
 pub const TOP_K: usize = 1024;
 /// Rows of a piece of the causal convolution.
@@ -300,10 +300,14 @@ pub fn dense_row(dtype: u32, cols: usize, limit: usize) -> Option<(Unit, u32)> {
         .then(|| (Unit::new("dense_row", &[("DENSE_DTYPE", dtype)]), shared as u32))
 }
 
-/// Query heads of a block, of `heads` that share a key/value head: their sums must fit registers.
-pub fn attention_group(heads: u32, head_dim: u32) -> u32 {
-    let most = (512 / head_dim.next_power_of_two()).clamp(1, 4);
-    (1..=most).rev().find(|group| heads.is_multiple_of(*group)).unwrap_or(1)
+/// Query heads of a block, of `heads` that share a key/value head: as many as attention_tiles.cuh has columns for.
+pub fn attention_group(heads: u32) -> u32 {
+    (1..=4).rev().find(|group| heads.is_multiple_of(*group)).unwrap_or(1)
+}
+
+/// Threads of a block of attention_split.
+pub fn attention_threads(head_dim: u32) -> u32 {
+    if head_dim <= 128 { 512 } else { 256 }
 }
 
 /// Stretches of positions that one row's attention is split into, where there are `blocks` blocks without: enough
@@ -313,18 +317,30 @@ pub fn attention_splits(sms: u32, blocks: u32, head_dim: u32) -> u32 {
     (sms / blocks).clamp(1, 64).min(room)
 }
 
-/// Shared memory of attention_split: the outputs of its 16 warps.
-pub fn attention_shared(head_dim: u32, group: u32) -> u32 {
-    ATTENTION_THREADS / 32 * group * head_dim.next_power_of_two().max(8) * 4
+/// Elements of a head in shared memory (DIM in attention_lanes.cuh).
+fn attention_dim(head_dim: u32) -> u32 {
+    head_dim.next_power_of_two().max(64)
 }
 
-/// The same in a step of 16 warps or fewer, with the queries, key and value of `heads` heads and the warps' sums; or of
-/// attention_join.
-pub fn attention_step_shared(head_dim: u32, heads: u32) -> u32 {
-    const WARPS: u32 = 16;
-    let dim = head_dim.next_power_of_two().max(8);
-    let attend = WARPS * heads * dim + (heads + 2) * dim + 2 * WARPS * heads;
-    attend.max(3 * WARPS * 32) * 4
+/// Shared memory of what 16 warps or fewer find for `heads` heads (Found in attention_lanes.cuh).
+fn attention_found(head_dim: u32, heads: u32) -> u32 {
+    ATTENTION_WARPS * heads * (attention_dim(head_dim) + 2) * 4
+}
+
+/// The same of the queries of `group` heads, f32 or as attention_tiles.cuh has them.
+fn attention_queries(head_dim: u32, group: u32) -> u32 {
+    let dim = attention_dim(head_dim);
+    (group * dim * 4).max(8 * (dim + 32) * 2)
+}
+
+/// Shared memory of attention_split for `group` heads.
+pub fn attention_shared(head_dim: u32, group: u32) -> u32 {
+    attention_found(head_dim, group) + attention_queries(head_dim, group)
+}
+
+/// Shared memory of attention_step, which has the row's key and value besides.
+pub fn attention_step_shared(head_dim: u32, group: u32) -> u32 {
+    attention_shared(head_dim, group) + 2 * attention_dim(head_dim) * 4
 }
 
 /// Of few rows, split over the positions.

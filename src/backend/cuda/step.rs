@@ -16,7 +16,7 @@ const JOINED: &[&str] = &["rope_cache", "attention_split", "attention_combine"];
 const NEAR: u32 = 512;
 
 /// Arguments of a phase in 8-byte slots, at most.
-const ARGUMENTS: usize = 33;
+const ARGUMENTS: usize = 34;
 
 /// A step's unit for matrices of `matvec` and what else its phases are specialised for.
 fn unit(others: &Unit, table: u32, threads: u32) -> Unit {
@@ -143,7 +143,7 @@ fn words(phases: &[Phase], i: usize) -> Vec<u64> {
         |not: When| (i + 1..phases.len()).find(|i| phases[*i].when != not).unwrap_or(phases.len()) as u64;
     let [x, y, z] = kernel.grid.map(u64::from);
     let kind = kind(entry).unwrap_or(PHASES.len()) as u64;
-    let mut words = vec![kind | x << 32, y | z << 32, next(When::Far) | next(When::Near) << 32];
+    let mut words = vec![kind | x << 32, y | z << 32, next(When::Far) | next(When::Near) << 32, 0];
     let besides = sides.args(kernel);
     for arg in kernel.args.iter().chain(&besides) {
         match arg {
@@ -154,6 +154,6 @@ fn words(phases: &[Phase], i: usize) -> Vec<u64> {
             }
         }
     }
-    words.resize(3 + ARGUMENTS, 0);
+    words.resize(4 + ARGUMENTS, 0);
     words
 }

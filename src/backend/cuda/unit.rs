@@ -56,7 +56,9 @@ impl Unit {
             source += &format!("#define {name} {value}\n");
         }
         let given = |constant: &str, text: &'static str| self.constant(constant).map_or("", |_| text);
-        let shared = [given("PQ_D", PQ_TILE), given("HEAD_DIM", ATTENTION_LANES)].concat();
+        let shared =
+            [given("PQ_D", PQ_TILE), given("HEAD_DIM", ATTENTION_LANES), given("GROUP", ATTENTION_TILES)]
+                .concat();
         if self.file == "step" {
             return step_source(self, &[&source, ops::CUDA, STEP_PRELUDE, PRELUDE, &shared].concat());
         }
@@ -77,6 +79,7 @@ pub fn text(file: &str) -> &'static str {
 const PRELUDE: &str = include_str!("../../../kernels/prelude.cuh");
 const STEP_PRELUDE: &str = include_str!("../../../kernels/step.cuh");
 const ATTENTION_LANES: &str = include_str!("../../../kernels/attention_lanes.cuh");
+const ATTENTION_TILES: &str = include_str!("../../../kernels/attention_tiles.cuh");
 const PQ_TILE: &str = include_str!("../../../kernels/pq_tile.cuh");
 
 macro_rules! sources {
@@ -131,9 +134,7 @@ pub const PHASES: &[(&str, &str, Option<&str>)] = &[
     ("gather_rows", "gather_rows", None),
     ("embed_pq", "embed", Some("PQ_D")),
     ("rotate", "rotate", None),
-    ("attention_near", "attention_step", Some("HEAD_DIM")),
-    ("attention_far", "attention_step", Some("HEAD_DIM")),
-    ("attention_join", "attention_step", Some("HEAD_DIM")),
+    ("attention_step", "attention_step", Some("HEAD_DIM")),
 ];
 
 /// The source of a step: the files that its constants suffice for, each in a namespace, then step.cu.

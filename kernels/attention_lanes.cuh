@@ -82,25 +82,70 @@ struct Stretch {
     __device__ __forceinline__ bool is_own(u32 position) const { return position == cached && position < end; }
 };
 
-// What the warps of a block found: for each head the greatest score, and relative to it the sum of the weights and the
-// weighted sum of the values. Scores are logarithms to base 2.
-template <u32 WARPS> struct Found {
-    f32 out[WARPS][GROUP][DIM], tops[WARPS][GROUP], sums[WARPS][GROUP];
+// Of one of four elements of a head: the greatest score, and relative to it the sum of the weights and the weighted sum of
+// the values. Scores are logarithms to base 2.
+struct Joined { f32 peak, total, value; };
 
-    // Element `e` of a head over all warps, not divided by `total`.
-    __device__ __forceinline__ f32 joined(u32 h, u32 e, f32& peak, f32& total) const {
-        peak = tops[0][h];
+// Joins what `count` found of four elements. Four lanes take them in turn, AT_ONCE at a time, and each returns its element.
+// scores(i) is the greatest score and the sum, values(i) the four elements.
+template <u32 AT_ONCE, class Scores, class Values>
+__device__ __forceinline__ Joined join_four(u32 count, Scores scores, Values values) {
+    const u32 part = threadIdx.x % 4;
+    f32 peak = LOWEST, total = 0.f, v[4] = {};
+#pragma unroll 1
+    for (u32 first = 0; first < count; first += 4 * AT_ONCE) {
+        float2 score[AT_ONCE];
+        float4 value[AT_ONCE];
 #pragma unroll
-        for (u32 w = 1; w < WARPS; w++) peak = fmaxf(peak, tops[w][h]);
-        f32 all = 0.f;
-        total = 0.f;
-#pragma unroll
-        for (u32 w = 0; w < WARPS; w++) {
-            const f32 share = exp2f(tops[w][h] - peak);
-            total += sums[w][h] * share;
-            all += out[w][h][e] * share;
+        for (u32 k = 0; k < AT_ONCE; k++) {
+            const u32 i = first + 4 * k + part;
+            score[k] = i < count ? scores(i) : make_float2(LOWEST, 0.f);
+            value[k] = i < count ? values(i) : make_float4(0.f, 0.f, 0.f, 0.f);
         }
-        return all;
+        f32 top = peak;
+#pragma unroll
+        for (u32 k = 0; k < AT_ONCE; k++) top = fmaxf(top, score[k].x);
+        const f32 keep = exp2f(peak - top);
+        peak = top, total *= keep;
+#pragma unroll
+        for (u32 c = 0; c < 4; c++) v[c] *= keep;
+#pragma unroll
+        for (u32 k = 0; k < AT_ONCE; k++) {
+            const f32 share = exp2f(score[k].x - peak);
+            total += score[k].y * share;
+            v[0] += value[k].x * share, v[1] += value[k].y * share, v[2] += value[k].z * share, v[3] += value[k].w * share;
+        }
+    }
+    f32 top = fmaxf(peak, __shfl_xor_sync(~0u, peak, 1));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+    const f32 share = exp2f(peak - top);
+    auto over_lanes = [&](f32 x) {
+        x *= share;
+        x += __shfl_xor_sync(~0u, x, 1);
+        return x + __shfl_xor_sync(~0u, x, 2);
+    };
+    Joined all = {top, over_lanes(total), 0.f};
+#pragma unroll
+    for (u32 c = 0; c < 4; c++) {
+        const f32 x = over_lanes(v[c]);
+        if (c == part) all.value = x;
+    }
+    return all;
+}
+
+// What the warps of a block found.
+template <u32 WARPS> struct Found {
+    f32 out[WARPS][GROUP][DIM];
+    float2 scores[WARPS][GROUP]; // the greatest and the sum
+
+    // All of them together, for every element of `count` heads: done(head, element, Joined). All threads must call it.
+    template <class Done> __device__ __forceinline__ void join(u32 count, Done done) const {
+        for (u32 i = threadIdx.x / 4; i < count * (DIM / 4); i += WARPS * 8) {
+            const u32 h = i / (DIM / 4), e = i % (DIM / 4) * 4, mine = e + threadIdx.x % 4;
+            const Joined all = join_four<WARPS / 4>(
+                WARPS, [&](u32 w) { return scores[w][h]; }, [&](u32 w) { return *reinterpret_cast<const float4*>(&out[w][h][e]); });
+            if (HEAD_DIM == DIM || mine < HEAD_DIM) done(h, mine, all);
+        }
     }
 };
 
@@ -202,7 +247,7 @@ template <u32 WARPS> struct Lanes {
                 for (int o = 16; o >= LANES; o >>= 1) e += __shfl_xor_sync(~0u, e, o);
                 if (lane < LANES) found.out[warp][h][first + i] = e;
             }
-            if (lane == 0) found.tops[warp][h] = peak, found.sums[warp][h] = all;
+            if (lane == 0) found.scores[warp][h] = make_float2(peak, all);
         }
     }
 };

@@ -39,13 +39,11 @@ attention_split(const f32* qkv, const Cache* k_cache, const Cache* v_cache, cons
     share.run(stretch, block.queries, GROUP);
     share.store(block.found, GROUP);
     __syncthreads();
-    for (u32 i = threadIdx.x; i < GROUP * HEAD_DIM; i += blockDim.x) {
-        const u32 h = i / HEAD_DIM, e = i % HEAD_DIM;
+    block.found.join(GROUP, [&](u32 h, u32 e, const Joined& all) {
         const u64 at = ((u64)r * params.heads + head + h) * SPLITS + blockIdx.z;
-        f32 peak, total;
-        partial[at * HEAD_DIM + e] = block.found.joined(h, e, peak, total);
-        if (e == 0) sums[at * 2] = peak, sums[at * 2 + 1] = total;
-    }
+        partial[at * HEAD_DIM + e] = all.value;
+        if (e == 0) sums[at * 2] = all.peak, sums[at * 2 + 1] = all.total;
+    });
 }
 
 // Grid: (outputs / 512 or the rotation's block, rows). One warp per head joins the stretches' weights.

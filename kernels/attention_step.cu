@@ -146,51 +146,27 @@ KERNEL attention_step(const Call& call) {
     share.run(stretch, block.queries, count);
     share.store(block.found, count);
     __syncthreads();
-    auto store = [&](u32 i, f32 v, f32 total) {
-        const u32 h = i / HEAD_DIM, e = i % HEAD_DIM, at = head * HEAD_DIM + i;
-        v = __fdividef(v, call.with_signs ? total * rotation_sign(at) : total);
+    auto store = [&](u32 h, u32 e, const Joined& all) {
+        const u32 at = (head + h) * HEAD_DIM + e;
+        const f32 v = __fdividef(all.value, call.with_signs ? all.total * rotation_sign(at) : all.total);
         call.y[at] = call.gated ? v * sigmoid(call.qkv[(head + h) * params.q_stride + HEAD_DIM + e]) : v;
     };
-    for (u32 i = threadIdx.x; i < count * HEAD_DIM; i += STEP_THREADS) {
-        const u32 h = i / HEAD_DIM, e = i % HEAD_DIM;
-        f32 peak, total, v = block.found.joined(h, e, peak, total);
-        if (stretches == 1) {
-            store(i, v, total);
-        } else {
-            const u32 at = (head + h) * SPLITS + blockIdx.z;
-            call.partial[at * HEAD_DIM + e] = v;
-            if (e == 0) call.sums[at * 2] = peak, call.sums[at * 2 + 1] = total;
-        }
-    }
+    // The stretches' results: [heads, SPLITS, DIM] and [heads, SPLITS].
+    auto place_of = [&](u32 h, u32 stretch) { return (head + h) * SPLITS + stretch; };
+    float2* scores = reinterpret_cast<float2*>(call.sums);
+    block.found.join(count, [&](u32 h, u32 e, const Joined& all) {
+        if (stretches == 1) return store(h, e, all);
+        const u32 at = place_of(h, blockIdx.z);
+        call.partial[at * DIM + e] = all.value;
+        if (e == 0) scores[at] = make_float2(all.peak, all.total);
+    });
     if (stretches == 1 || !comes_last(group, stretches)) return;
-    const u32 lane = threadIdx.x & 31, h = threadIdx.x >> 5;
-    f32 (*shares)[SPLITS] = reinterpret_cast<f32 (*)[SPLITS]>(&block);
-    if (h < count) {
-        const f32* at = call.sums + (head + h) * SPLITS * 2;
-        f32 top[(SPLITS + 31) / 32], sum[(SPLITS + 31) / 32], peak = LOWEST, total = 0.f;
-#pragma unroll
-        for (u32 i = 0; i < (SPLITS + 31) / 32; i++) {
-            const u32 s = i * 32 + lane;
-            top[i] = s < stretches ? __ldcg(at + s * 2) : LOWEST;
-            sum[i] = s < stretches ? __ldcg(at + s * 2 + 1) : 0.f;
-            peak = fmaxf(peak, top[i]);
-        }
-#pragma unroll
-        for (int o = 16; o; o >>= 1) peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, o));
-#pragma unroll
-        for (u32 i = 0; i < (SPLITS + 31) / 32; i++) total += sum[i] *= exp2f(top[i] - peak);
-        total = warp_sum(total);
-#pragma unroll
-        for (u32 i = 0; i < (SPLITS + 31) / 32; i++) {
-            if (i * 32 + lane < SPLITS) shares[h][i * 32 + lane] = i * 32 + lane < stretches ? exp2f(top[i] - peak) / total : 0.f;
-        }
-    }
-    __syncthreads();
-    for (u32 i = threadIdx.x; i < count * HEAD_DIM; i += STEP_THREADS) {
-        const f32* at = call.partial + (head + i / HEAD_DIM) * SPLITS * HEAD_DIM + i % HEAD_DIM;
-        f32 v = 0.f;
-#pragma unroll
-        for (u32 s = 0; s < SPLITS; s++) v += s < stretches ? shares[i / HEAD_DIM][s] * __ldcg(at + s * HEAD_DIM) : 0.f;
-        store(i, v, 1.f);
+    constexpr u32 AT_ONCE = SPLITS < 32 ? (SPLITS + 3) / 4 : 8;
+    for (u32 i = threadIdx.x / 4; i < count * (DIM / 4); i += STEP_THREADS / 4) {
+        const u32 h = i / (DIM / 4), e = i % (DIM / 4) * 4, mine = e + threadIdx.x % 4;
+        const Joined all = join_four<AT_ONCE>(
+            stretches, [&](u32 s) { return __ldcg(scores + place_of(h, s)); },
+            [&](u32 s) { return __ldcg(reinterpret_cast<const float4*>(call.partial + place_of(h, s) * DIM + e)); });
+        if (HEAD_DIM == DIM || mine < HEAD_DIM) store(h, mine, all);
     }
 }

@@ -165,7 +165,7 @@ template <u32 WARPS> struct Tiles {
         f32 all = sum;
         all += __shfl_xor_sync(~0u, all, 1);
         all += __shfl_xor_sync(~0u, all, 2);
-        if (t == 0 && g < count) found.tops[warp][g] = top, found.sums[warp][g] = all;
+        if (t == 0 && g < count) found.scores[warp][g] = make_float2(top, all);
     }
 
     // d += a b as mma(), 8 instead of 16 columns of a.

@@ -269,7 +269,7 @@ impl Backend for Cuda {
         let splits = kernels::attention_splits(self.device.sms, across * p.rows, p.head_dim);
         let unit = kernels::attention_split(p.head_dim, group, splits, self.cache());
         let words = (p.rows * p.heads * splits) as usize;
-        let partial = self.device.scratch(Scratch::Partial, words * p.head_dim as usize)?;
+        let partial = self.device.scratch(Scratch::Partial, words * kernels::attention_dim(p.head_dim) as usize)?;
         let sums = self.device.scratch(Scratch::Sums, words * 2)?;
         c.launch(
             Launch::new(

@@ -318,7 +318,7 @@ pub fn attention_splits(sms: u32, blocks: u32, head_dim: u32) -> u32 {
 }
 
 /// Elements of a head in shared memory (DIM in attention_lanes.cuh).
-fn attention_dim(head_dim: u32) -> u32 {
+pub fn attention_dim(head_dim: u32) -> u32 {
     head_dim.next_power_of_two().max(64)
 }
 

@@ -1,7 +1,7 @@
 // Depthwise causal convolution over the rows of a segment, then silu; the state continues it from batch to batch.
 // Grid: (channels / block, segments, pieces of a segment). A thread takes a channel of PIECE rows, and reads the taps
-// before its first row from x, or from the state where they belong to an earlier batch. causal_conv_state then moves
-// the state on, in a launch of its own: pieces of one segment must not race with it.
+// before its first row from x, or from the state where they belong to an earlier batch. A segment that is one piece
+// moves its state on; else causal_conv_state does, in a launch of its own, which pieces must not race with.
 
 constexpr int TAPS = CONV_KERNEL, PIECE = CONV_PIECE;
 
@@ -11,7 +11,7 @@ __device__ __forceinline__ f32 input_at(const f32* x, const f32* state, u64 stri
     return fresh ? 0.f : state[TAPS - 1 + at];
 }
 
-KERNEL causal_conv(const f32* x, const f32* weight, const u32* segments, const f32* state, f32* y,
+KERNEL causal_conv(const f32* x, const f32* weight, const u32* segments, f32* state, f32* y,
                    CausalConvParams params) {
     release_next();
     wait_inputs();
@@ -21,7 +21,7 @@ KERNEL causal_conv(const f32* x, const f32* weight, const u32* segments, const f
     const bool fresh = segment[3] == 0;
     if (c >= params.channels) return;
     const f32* in = x + (u64)first * params.stride + c;
-    const f32* past = state + ((u64)slot * params.channels + c) * (TAPS - 1);
+    f32* past = state + ((u64)slot * params.channels + c) * (TAPS - 1);
     f32 taps[TAPS], window[TAPS];
 #pragma unroll
     for (int i = 0; i < TAPS; i++) taps[i] = weight[c * TAPS + i];
@@ -40,6 +40,9 @@ KERNEL causal_conv(const f32* x, const f32* weight, const u32* segments, const f
             y[(u64)(first + r) * params.channels + c] = silu(sum);
         }
     }
+    if (gridDim.z > 1) return;
+#pragma unroll
+    for (int i = 1; i < TAPS; i++) past[i - 1] = window[i];
 }
 
 KERNEL causal_conv_state(const f32* x, const u32* segments, f32* state, CausalConvParams params) {

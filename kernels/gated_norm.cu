@@ -1,25 +1,25 @@
-// y = weight * x / sqrt(mean(x^2) + eps) * silu(gate) per head, the row rotated. One block a row, a warp a head.
+// y = weight * x / sqrt(mean(x^2) + eps) * silu(gate) per head, the row rotated. A block an equal part of a row, of whole
+// heads and rotation blocks, a warp a head. Grid: (parts, rows).
 KERNEL gated_norm(const f32* x, const f32* gate, const f32* weight, f32* y, GatedNormParams params) {
-    f32* row = reinterpret_cast<f32*>(phase_shared()); // element i at padded(i)
+    f32* part = reinterpret_cast<f32*>(phase_shared()); // element i at padded(i)
     release_next();
     wait_inputs();
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    const u32 size = params.heads * params.dim;
-    const f32* gates = gate + (u64)blockIdx.x * params.stride + params.offset;
-    f32* out = y + (u64)blockIdx.x * size;
-    for (u32 h = warp; h < params.heads; h += warps) {
-        const f32* in = x + (u64)blockIdx.x * size + h * params.dim;
+    const u32 count = params.heads * params.dim / gridDim.x, first = blockIdx.x * count;
+    const f32* in = x + (u64)blockIdx.y * params.heads * params.dim + first;
+    const f32* gates = gate + (u64)blockIdx.y * params.stride + params.offset + first;
+    f32* out = y + (u64)blockIdx.y * params.heads * params.dim + first;
+    for (u32 at = warp * params.dim; at < count; at += warps * params.dim) {
         f32 sum = 0.f;
-        for (u32 i = lane; i < params.dim; i += 32) sum += in[i] * in[i];
+        for (u32 i = lane; i < params.dim; i += 32) sum += in[at + i] * in[at + i];
         const f32 scale = rsqrtf(warp_sum(sum) / params.dim + params.eps);
         for (u32 i = lane; i < params.dim; i += 32) {
-            const u32 at = h * params.dim + i;
-            const f32 v = weight[i] * (in[i] * scale) * silu(gates[at]);
-            if (params.rotate) row[padded(at)] = v;
-            else out[at] = v;
+            const f32 v = weight[i] * (in[at + i] * scale) * silu(gates[at + i]);
+            if (params.rotate) part[padded(at + i)] = v;
+            else out[at + i] = v;
         }
     }
     if (!params.rotate) return;
-    rotate_shared<false>(row, 0, size, params.rotate);
-    for (u32 i = threadIdx.x; i < size; i += blockDim.x) out[i] = row[padded(i)];
+    rotate_shared<false>(part, first, count, params.rotate);
+    for (u32 i = threadIdx.x; i < count; i += blockDim.x) out[i] = part[padded(i)];
 }

@@ -46,8 +46,9 @@ type Case = (&'static str, &'static str, &'static str, usize, usize, usize);
 pub fn cases<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
     let cases = [
         (LLAMA, "2-256@universal", "2-256@universal", 1, 20, 310),
-        (LLAMA, "2-256@universal", "2-256@universal", 1, 8, 508), // from few positions to many
-        (WIDE, "2-256@universal", "2-256@universal", 1, 8, 508),
+        (LLAMA, "2-256@universal", "2-256@universal", 1, 8, 252), // from few positions to many
+        (WIDE, "2-256@universal", "2-256@universal", 1, 8, 252),
+        (WIDE, "2-256@universal", "2-256@universal", 1, 4, 600),
         (WIDE, "2-256@universal", "2-64@universal", 1, 4, 3),
         (LLAMA, "2-64@universal", "3-4096@universal", 1, 6, 310),
         (LLAMA, "2-256@matrix", "2-256@matrix", 3, 5, 310),
@@ -57,7 +58,7 @@ pub fn cases<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
         (QWEN3, "3-128@subspace", "2-256@universal", 1, 6, 310),
         (QWEN3, "2-256@subspace", "2-256@universal", 5, 3, 310),
         (QWEN35, "2-256@subspace", "2-256@universal", 1, 4, 310),
-        (QWEN3, "2-256@universal", "2-256@universal", 1, 6, 310),
+        (QWEN3, "2-256@universal", "2-256@universal", 1, 6, 253),
         (QWEN3, "4-256@universal+norotate", "2-512@universal", 7, 4, 310),
         (QWEN35, "2-256@universal", "2-256@universal", 1, 12, 310),
         (QWEN35, "3-512@universal", "2-256@universal", 4, 6, 310),

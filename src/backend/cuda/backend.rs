@@ -269,7 +269,8 @@ impl Backend for Cuda {
         let splits = kernels::attention_splits(self.device.sms, across * p.rows, p.head_dim);
         let unit = kernels::attention_split(p.head_dim, group, splits, self.cache());
         let words = (p.rows * p.heads * splits) as usize;
-        let partial = self.device.scratch(Scratch::Partial, words * kernels::attention_dim(p.head_dim) as usize)?;
+        let partial =
+            self.device.scratch(Scratch::Partial, words * kernels::attention_dim(p.head_dim) as usize)?;
         let sums = self.device.scratch(Scratch::Sums, words * 2)?;
         c.launch(
             Launch::new(
@@ -328,13 +329,15 @@ impl Backend for Cuda {
                 .memory(&op.y.0)
                 .params(&p.words()),
         );
-        c.launch(
-            Launch::new(self.entry(unit, "causal_conv_state")?, [across, p.segments, 1], 128, 0)
-                .memory(&op.x.0)
-                .memory(&op.segments.0)
-                .memory(&op.state.0)
-                .params(&p.words()),
-        );
+        if pieces > 1 {
+            c.launch(
+                Launch::new(self.entry(unit, "causal_conv_state")?, [across, p.segments, 1], 128, 0)
+                    .memory(&op.x.0)
+                    .memory(&op.segments.0)
+                    .memory(&op.state.0)
+                    .params(&p.words()),
+            );
+        }
         Ok(())
     }
 
@@ -344,13 +347,15 @@ impl Backend for Cuda {
 
     fn gated_norm(&self, c: &mut Commands, op: ops::GatedNorm<'_, Buffer>) -> Result<()> {
         let p = op.params;
+        // A block takes a rotation's block where that is of whole heads.
         let size = p.heads * p.dim;
+        let part = if p.rotate > 0 && p.rotate.is_multiple_of(p.dim) { p.rotate } else { size };
         c.launch(
             Launch::new(
                 self.plain("gated_norm")?,
-                [p.rows, 1, 1],
-                row_threads(size),
-                kernels::row_shared(size),
+                [size / part, p.rows, 1],
+                row_threads(part),
+                kernels::row_shared(part),
             )
             .memory(&op.x.0)
             .memory(&op.gate.0)

@@ -233,7 +233,8 @@ fn pair_swiglu(device: &Device, phases: &mut Vec<Phase>, keep: &mut Vec<Memory>)
     Ok(())
 }
 
-/// Attention of one row becomes a phase for few positions and two for many, its rotation the next matrix's.
+/// Attention of one row becomes one phase, of a block a head for few positions and of stretches for many, its rotation the
+/// next matrix's.
 fn join_attention(device: &Device, phases: &mut Vec<Phase>, keep: &mut Vec<Memory>) -> Result<()> {
     let mut i = 0;
     while i + 3 < phases.len() {

@@ -13,7 +13,7 @@ use crate::Result;
 const JOINED: &[&str] = &["rope_cache", "attention_split", "attention_combine"];
 
 /// Positions that a row sees, at most, where attention takes them in one stretch.
-const NEAR: u32 = 512;
+const NEAR: u32 = 256;
 
 /// Arguments of a phase in 8-byte slots, at most.
 const ARGUMENTS: usize = 34;

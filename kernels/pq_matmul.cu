@@ -18,8 +18,9 @@ __device__ __forceinline__ void transpose4(uint4 (&v)[4], u32 lane) {
 
 // W's rows `first .. first + rows` as f16 [rows, in]. A warp a tile, with the next tile's codes on their way; four lanes
 // write 64 bytes in a row. Grid: (code tiles / warps, row tiles).
-KERNEL BOUNDS(256) pq_decode(const u32* codes, const u32* codebooks, const u16* scales, u16* w_out, u32 first, u32 rows,
-                             u32 in, u32 code_tiles, u32 group) {
+KERNEL BOUNDS(256, PAIRS <= 16 ? 2 : 1)
+pq_decode(const u32* codes, const u32* codebooks, const u16* scales, u16* w_out, u32 first, u32 rows, u32 in,
+          u32 code_tiles, u32 group) {
     const u32 lane = threadIdx.x & 31, kt = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), t = lane % 4;
     release_next();
     const u32* at = codes + ((u64)first / TILE_ROWS * code_tiles + min(kt, code_tiles - 1)) * TILE_WORDS;

@@ -104,6 +104,9 @@ pq_rows(const u32* codes, const u32* codebook, const u16* scales, const f32* bia
     const u32 low = lane_offset(lane);
 #pragma unroll 1
     for (u32 begin = 0; begin < code_tiles; begin += PASSES * WARPS) {
+        // x is used once, by an operation that changes nothing, before the loop: its loads and those of codes share one
+        // counter of a warp, on which the loop would wait, for the codes just asked for, wherever it takes x.
+        const u32 none = gridDim.y - 1;
         u32 b[PASSES][NT][STEPS][2] = {};
 #pragma unroll
         for (u32 p = 0; p < PASSES; p++) {
@@ -113,7 +116,8 @@ pq_rows(const u32* codes, const u32* codebook, const u16* scales, const f32* bia
             for (int i = 0; i < NT * PIECES; i++) {
                 const uint4 v = x[(kt * NT * PIECES + i) * 32 + lane];
                 const int nt = i / PIECES, s = i % PIECES * 2;
-                b[p][nt][s][0] = v.x, b[p][nt][s][1] = v.y, b[p][nt][s + 1][0] = v.z, b[p][nt][s + 1][1] = v.w;
+                b[p][nt][s][0] = v.x ^ none, b[p][nt][s][1] = v.y ^ none;
+                b[p][nt][s + 1][0] = v.z ^ none, b[p][nt][s + 1][1] = v.w ^ none;
             }
         }
         if (begin == 0) __syncthreads(); // the table is there

@@ -40,6 +40,15 @@ const QWEN35: &str = r#"{
     "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4
 }"#;
 
+/// Few key heads, no block of a rotation that is whole heads, taps of another number.
+const NET: &str = r#"{
+    "model_type": "qwen3_5_text", "vocab_size": 300, "hidden_size": 96, "intermediate_size": 192,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 48, "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0, "max_position_embeddings": 1024, "tie_word_embeddings": false, "attention_bias": false,
+    "hidden_act": "silu", "full_attention_interval": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+    "linear_key_head_dim": 40, "linear_value_head_dim": 24, "linear_conv_kernel_dim": 3
+}"#;
+
 /// A configuration, the specs of its linear layers and of its head, sequences, steps, and tokens of the first's prompt.
 type Case = (&'static str, &'static str, &'static str, usize, usize, usize);
 
@@ -62,6 +71,8 @@ pub fn cases<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
         (QWEN3, "4-256@universal+norotate", "2-512@universal", 7, 4, 310),
         (QWEN35, "2-256@universal", "2-256@universal", 1, 12, 310),
         (QWEN35, "3-512@universal", "2-256@universal", 4, 6, 310),
+        (NET, "2-256@subspace", "2-16@universal", 1, 6, 40),
+        (NET, "2-256@universal", "2-16@universal", 3, 6, 40),
     ];
     run(device, checks, &cases);
 }

@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use super::commands::Rope;
+use super::joined::{Conv, Delta, Rope, Waiting};
 use super::pipelines::Arg;
 use super::weight::Weight;
 use super::{Buffer, Commands, Wgpu};
@@ -18,32 +18,10 @@ const MAX_HEAD: usize = 256;
 const WIDE_MEMORY: u32 = 32 << 10;
 /// Most taps of a convolution.
 const MAX_KERNEL: usize = 8;
-/// Columns of a delta net's state that a workgroup takes.
-const DELTA_COLUMNS: usize = 32;
 /// Parts of a row in argmax.wgsl.
 const ARGMAX_PARTS: usize = 64;
 
 impl Wgpu {
-    /// Starts the `rope_cache` that waits for an attention, if there is one.
-    pub(super) fn flush_rope(&self, c: &mut Commands) -> Result<()> {
-        let Some(rope) = c.rope.take() else { return Ok(()) };
-        let nothing = &self.0.nothing;
-        let p = rope.params;
-        let args = [
-            Arg::Params(p.words()),
-            Arg::Buffer(&rope.qkv),
-            Arg::Buffer(rope.q_norm.as_ref().unwrap_or(nothing)),
-            Arg::Buffer(rope.k_norm.as_ref().unwrap_or(nothing)),
-            Arg::Buffer(&rope.inv_freq),
-            Arg::Buffer(&rope.rows),
-            Arg::Buffer(&rope.k_cache),
-            Arg::Buffer(&rope.v_cache),
-        ];
-        let constants = [("HAS_NORMS", rope.q_norm.is_some().into()), ("HEAD_ROOM", p.head_dim)];
-        let grid = [(p.heads + 2 * p.kv_heads) as usize, p.rows as usize];
-        self.dispatch(c, "rope_cache", &constants, &args, grid)
-    }
-
     /// Records a kernel after everything before it.
     pub(super) fn kernel(
         &self,
@@ -53,7 +31,7 @@ impl Wgpu {
         args: &[Arg<'_>],
         grid: [usize; 2],
     ) -> Result<()> {
-        self.flush_rope(c)?;
+        self.flush(c)?;
         self.dispatch(c, name, constants, args, grid)
     }
 
@@ -216,17 +194,8 @@ impl Backend for Wgpu {
 
     fn rope_cache(&self, c: &mut Commands, op: ops::RopeCache<'_, Buffer>) -> Result<()> {
         within("head_dim", op.params.head_dim, MAX_HEAD)?;
-        self.flush_rope(c)?;
-        c.rope = Some(Rope {
-            qkv: op.qkv.share(),
-            q_norm: op.q_norm.map(Buffer::share),
-            k_norm: op.k_norm.map(Buffer::share),
-            inv_freq: op.inv_freq.share(),
-            rows: op.rows.share(),
-            k_cache: op.k_cache.share(),
-            v_cache: op.v_cache.share(),
-            params: op.params,
-        });
+        self.flush(c)?;
+        c.waiting = Some(Waiting::Rope(Rope::new(&op)));
         Ok(())
     }
 
@@ -248,7 +217,8 @@ impl Backend for Wgpu {
         let own = |rope: &Rope| {
             p.rows == p.segments && rope.qkv.id() == op.qkv.id() && rope.k_cache.id() == op.k_cache.id()
         };
-        if let Some(rope) = c.rope.take_if(|rope| own(rope)) {
+        let waiting = c.waiting.take_if(|waiting| matches!(waiting, Waiting::Rope(rope) if own(rope)));
+        if let Some(Waiting::Rope(rope)) = waiting {
             let nothing = &self.0.nothing;
             let args = [
                 Arg::Params(rope.params.words()),
@@ -293,38 +263,31 @@ impl Backend for Wgpu {
     fn causal_conv(&self, c: &mut Commands, op: ops::CausalConv<'_, Buffer>) -> Result<()> {
         let p = op.params;
         within("taps of a convolution", p.kernel, MAX_KERNEL)?;
-        let args = [
-            Arg::Params(p.words()),
-            Arg::Buffer(op.x),
-            Arg::Buffer(op.weight),
-            Arg::Buffer(op.segments),
-            Arg::Buffer(op.state),
-            Arg::Buffer(op.y),
-        ];
-        let workgroup = self.0.device.workgroup("causal_conv");
-        let grid = [(p.channels as usize).div_ceil(workgroup), p.segments as usize];
-        self.kernel(c, "causal_conv", &[], &args, grid)
+        self.flush(c)?;
+        c.waiting = Some(Waiting::Conv(Conv::new(&op)));
+        // Longer segments are convolved side by side.
+        if p.rows == p.segments { Ok(()) } else { self.flush(c) }
     }
 
     fn delta_rule(&self, c: &mut Commands, op: ops::DeltaRule<'_, Buffer>) -> Result<()> {
-        let p = op.params;
-        within("key_dim", p.key_dim, MAX_HEAD)?;
-        let args = [
-            Arg::Params(p.words()),
-            Arg::Buffer(op.qkv),
-            Arg::Buffer(op.proj),
-            Arg::Buffer(op.a_log),
-            Arg::Buffer(op.dt_bias),
-            Arg::Buffer(op.segments),
-            Arg::Buffer(op.state),
-            Arg::Buffer(op.y),
-        ];
-        let grid =
-            [p.value_heads as usize * (p.value_dim as usize).div_ceil(DELTA_COLUMNS), p.segments as usize];
-        self.kernel(c, "delta_rule", &[], &args, grid)
+        within("key_dim", op.params.key_dim, MAX_HEAD)?;
+        let delta = Delta::new(&op);
+        match c.waiting.take_if(|waiting| matches!(waiting, Waiting::Conv(conv) if delta.follows(conv))) {
+            Some(Waiting::Conv(conv)) => {
+                c.waiting = Some(Waiting::Delta(conv, delta));
+                Ok(())
+            }
+            _ => {
+                self.flush(c)?;
+                self.start_delta(c, &delta)
+            }
+        }
     }
 
     fn gated_norm(&self, c: &mut Commands, op: ops::GatedNorm<'_, Buffer>) -> Result<()> {
+        if self.delta_step(c, &op)? {
+            return Ok(());
+        }
         let p = op.params;
         let args = [
             Arg::Params(p.words()),

@@ -3,10 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use super::joined::Waiting;
 use super::pipelines::{Arg, Constants, Pipeline};
 use super::{Buffer, Wgpu};
 use crate::backend::Key;
-use crate::ops::RopeCacheParams;
 use crate::{Error, Result};
 
 /// Lists that are kept for their next use. Decoding uses one, a prompt another.
@@ -16,20 +16,8 @@ const MAX_KEPT: usize = 8;
 #[derive(Default)]
 pub struct Commands {
     kernels: Vec<Kernel>,
-    /// A `rope_cache` that the attention after it may take in.
-    pub(super) rope: Option<Rope>,
-}
-
-/// A recorded `rope_cache`, with handles on its buffers.
-pub struct Rope {
-    pub qkv: Buffer,
-    pub q_norm: Option<Buffer>,
-    pub k_norm: Option<Buffer>,
-    pub inv_freq: Buffer,
-    pub rows: Buffer,
-    pub k_cache: Buffer,
-    pub v_cache: Buffer,
-    pub params: RopeCacheParams,
+    /// What the next operation may take in.
+    pub(super) waiting: Option<Waiting>,
 }
 
 /// One kernel, ready to be started.
@@ -96,7 +84,7 @@ impl Wgpu {
 
     /// Everything that was recorded.
     pub(super) fn finish(&self, mut commands: Commands) -> Result<Vec<Kernel>> {
-        self.flush_rope(&mut commands)?;
+        self.flush(&mut commands)?;
         Ok(commands.kernels)
     }
 

@@ -198,7 +198,7 @@ impl Device {
     /// Invocations of a kernel's workgroup. A CPU runs few of them at a time, and changes between them at each barrier;
     /// but some kernels are made for 256.
     pub fn workgroup(&self, kernel: &str) -> usize {
-        if kernel.ends_with("attention_wide") && !self.is_software() {
+        if (kernel.ends_with("attention_wide") || kernel == "delta_step") && !self.is_software() {
             return self.max_invocations.min(512);
         }
         let small = !matches!(

@@ -6,6 +6,7 @@
 mod backend;
 mod commands;
 mod device;
+mod joined;
 mod linear;
 mod pipelines;
 mod unroll;
@@ -120,17 +121,20 @@ impl Wgpu {
     /// A storage buffer of `words` zeros.
     fn storage(&self, words: usize) -> Result<Buffer> {
         let Device { device, max_binding, .. } = &self.0.device;
-        let size = (words.max(4) as u64).saturating_mul(4);
+        let size = (words.max(64) as u64).saturating_mul(4);
         if size > *max_binding {
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
             let (most, name) = (mib(*max_binding), self.0.device.name());
             let why = format!("{name} takes buffers of up to {most:.2} MiB, not {:.2}", mib(size));
             return Err(Error::backend("wgpu", why));
         }
+        use wgpu::BufferUsages as Usage;
+        // Short arrays may be bound as uniforms, of which a kernel may have more: 256 bytes there.
+        let short = if size <= 256 { Usage::UNIFORM } else { Usage::empty() };
         let raw = device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            usage: Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST | short,
             mapped_at_creation: false,
         });
         self.0.device.check()?;

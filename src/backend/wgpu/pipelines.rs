@@ -12,7 +12,7 @@ use super::unroll::unroll;
 use crate::{Error, Result, ops};
 
 /// Every kernel's name and the texts that it is made of, after the parameter structs and the prelude.
-const KERNELS: [(&str, &[&str]); 20] = [
+const KERNELS: [(&str, &[&str]); 21] = [
     ("embed", &[CODES, include_str!("../../../shaders/embed.wgsl")]),
     ("gather_rows", &[include_str!("../../../shaders/gather_rows.wgsl")]),
     ("rms_norm", &[include_str!("../../../shaders/rms_norm.wgsl")]),
@@ -31,6 +31,7 @@ const KERNELS: [(&str, &[&str]); 20] = [
     ("swiglu", &[include_str!("../../../shaders/swiglu.wgsl")]),
     ("causal_conv", &[include_str!("../../../shaders/causal_conv.wgsl")]),
     ("delta_rule", &[include_str!("../../../shaders/delta_rule.wgsl")]),
+    ("delta_step", &[include_str!("../../../shaders/delta_step.wgsl")]),
     ("argmax", &[include_str!("../../../shaders/argmax.wgsl")]),
     ("gated_norm", &[include_str!("../../../shaders/gated_norm.wgsl")]),
 ];

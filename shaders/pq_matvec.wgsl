@@ -7,44 +7,81 @@
 // there are some hundreds. Streams begin at neighbouring subspaces, so that lanes read neighbouring x as well. Four
 // rows share what is read of x.
 
+// How many slices there are, and the spec of each, constant so that a slice's code is made for it.
+override SPANS: u32;
+override SPEC_0: u32;
+override SPEC_1: u32;
+override SPEC_2: u32;
+override SPEC_3: u32;
 // A power of two up to WORKGROUP.
 override LANES: u32;
 // Tiles of a workgroup, so that its table serves more rows.
 override TILES: u32;
+// Words of the largest codebook in workgroup memory, else 1.
+override TABLE: u32;
 
+@group(0) @binding(5) var<storage, read> words: array<u32>; // [rows, stride]
+@group(0) @binding(6) var<storage, read> x: array<f32>; // [rows, cols]
+@group(0) @binding(7) var<storage, read> tables: array<u32>; // [codebooks, K, centroid words]
+
+var<workgroup> table: array<u32, TABLE>;
 var<workgroup> sums4: array<vec4<f32>, WORKGROUP>;
 
+// Element `column` of the row of x that begins at `row`, 0 past its end.
+fn element(s: Spec, span: Span, row: u32, column: u32) -> f32 {
+    if (s.ragged) {
+        return select(0.0, x[row + min(column, span.cols - 1u)], column < span.cols);
+    }
+    return x[row + column];
+}
+
+// The product of a word of four dense rows, which is columns 2i and 2i + 1, with the row of x that begins at `row`.
+fn dense_product(s: Spec, span: Span, four: vec4<u32>, row: u32, i: u32) -> vec4<f32> {
+    let a = halves(four.x);
+    let b = halves(four.y);
+    let c = halves(four.z);
+    let d = halves(four.w);
+    return vec4<f32>(a.x, b.x, c.x, d.x) * element(s, span, row, 2u * i)
+        + vec4<f32>(a.y, b.y, c.y, d.y) * element(s, span, row, 2u * i + 1u);
+}
+
+// Elements 2i and 2i + 1 of the centroid at `at`.
+fn centroid_pair(s: Spec, at: u32, i: u32) -> vec2<f32> {
+    if (s.shared_table) {
+        return halves(table[at + i]);
+    }
+    return halves(tables[at + i]);
+}
+
 // The product of elements 2i and 2i + 1 of four rows' centroids with x from `column` on.
-fn pair_product(at: vec4<u32>, i: u32, row: u32, column: u32) -> vec4<f32> {
-    let a = centroid_pair(at.x, i);
-    let b = centroid_pair(at.y, i);
-    let c = centroid_pair(at.z, i);
-    let d = centroid_pair(at.w, i);
-    var dot4 = vec4<f32>(a.x, b.x, c.x, d.x) * element(row, column);
-    if (2u * i + 1u < D) {
-        dot4 += vec4<f32>(a.y, b.y, c.y, d.y) * element(row, column + 1u);
+fn pair_product(s: Spec, span: Span, at: vec4<u32>, i: u32, row: u32, column: u32) -> vec4<f32> {
+    let a = centroid_pair(s, at.x, i);
+    let b = centroid_pair(s, at.y, i);
+    let c = centroid_pair(s, at.z, i);
+    let d = centroid_pair(s, at.w, i);
+    var dot4 = vec4<f32>(a.x, b.x, c.x, d.x) * element(s, span, row, column);
+    if (2u * i + 1u < s.d) {
+        dot4 += vec4<f32>(a.y, b.y, c.y, d.y) * element(s, span, row, column + 1u);
     }
     return dot4;
 }
 
 // The product of four rows' codes of subspace `place` with x.
-fn product(code: vec4<u32>, base: vec4<u32>, place: u32, row: u32) -> vec4<f32> {
-    let j = select(place, min(place, (weight.cols - 1u) / D), RAGGED);
-    let at = vec4<u32>(
-        centroid(base.x, j, code.x),
-        centroid(base.y, j, code.y),
-        centroid(base.z, j, code.z),
-        centroid(base.w, j, code.w),
-    );
-    var dot4 = pair_product(at, 0u, row, place * D);
-    if (D > 2u) {
-        dot4 += pair_product(at, 1u, row, place * D + 2u);
+fn product(s: Spec, span: Span, code: vec4<u32>, base: vec4<u32>, place: u32, row: u32) -> vec4<f32> {
+    var at = base + code * ((s.d + 1u) / 2u);
+    if (!s.single) {
+        let j = select(place, min(place, (span.cols - 1u) / s.d), s.ragged);
+        at += j / span.group * s.book;
     }
-    if (D > 4u) {
-        dot4 += pair_product(at, 2u, row, place * D + 4u);
+    var dot4 = pair_product(s, span, at, 0u, row, place * s.d);
+    if (s.d > 2u) {
+        dot4 += pair_product(s, span, at, 1u, row, place * s.d + 2u);
     }
-    if (D > 6u) {
-        dot4 += pair_product(at, 3u, row, place * D + 6u);
+    if (s.d > 4u) {
+        dot4 += pair_product(s, span, at, 2u, row, place * s.d + 4u);
+    }
+    if (s.d > 6u) {
+        dot4 += pair_product(s, span, at, 3u, row, place * s.d + 6u);
     }
     return dot4;
 }
@@ -54,43 +91,49 @@ fn four_words(at: vec4<u32>) -> vec4<u32> {
 }
 
 // The rows of an invocation in the tile that begins at row n.
-fn four_rows(n: u32, local: u32) -> vec4<u32> {
-    return min(n + local / LANES * 4u + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(weight.rows - 1u));
+fn four_rows(span: Span, n: u32, local: u32) -> vec4<u32> {
+    return min(n + local / LANES * 4u + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(span.rows - 1u));
 }
 
-@compute @workgroup_size(WORKGROUP)
-fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
-    let lane = ids.local % LANES;
-    let row = group.y * weight.cols;
+fn multiply(s: Spec, span: Span, local: u32, group: vec3<u32>) {
+    let block = group.x - span.begin;
+    let lane = local % LANES;
+    let row = group.y * span.cols;
     let tile = 4u * (WORKGROUP / LANES);
-    let mask = vec4<u32>(code_mask());
+    let mask = vec4<u32>((1u << s.bits) - 1u);
     // The first words are on their way while the table comes.
-    let first = four_words(four_rows(group.x * TILES * tile, ids.local) * weight.stride + min(lane, weight.chunks - 1u));
-    if (SHARED) {
-        load_table(ids.local, places[group.x * TILES * tile].y);
+    let first = four_words(four_rows(span, block * TILES * tile, local) * span.stride + span.words + min(lane, max(span.chunks, 1u) - 1u));
+    if (TABLE > 1u) {
+        let at = span.tables + places[span.places + block * TILES * tile].y;
+        for (var i = local; s.shared_table && i < s.book; i += WORKGROUP) {
+            table[i] = tables[at + i];
+        }
         workgroupBarrier();
     }
     for (var t = 0u; t < TILES; t++) {
-        let rows = four_rows((group.x * TILES + t) * tile, ids.local);
-        let base = vec4<u32>(places[rows.x].y, places[rows.y].y, places[rows.z].y, places[rows.w].y);
+        let rows = four_rows(span, (block * TILES + t) * tile, local);
+        let base = select(bases(span, rows), vec4<u32>(), s.shared_table);
         var dots = vec4<f32>();
-        for (var c = lane; c < weight.chunks; c += LANES) {
-            var at = rows * weight.stride + c;
+        for (var i = lane; s.dense && i < span.stride; i += LANES) {
+            dots += dense_product(s, span, four_words(span.words + rows * span.stride + i), row, i);
+        }
+        for (var c = lane; c < span.chunks; c += LANES) {
+            var at = span.words + rows * span.stride + c;
             var j = c;
-            if (32u % BITS == 0u) {
+            if (32u % s.bits == 0u) {
                 var next = first;
                 if (t > 0u || c != lane) {
                     next = four_words(at);
                 }
-                for (var w = 1u; w <= BITS; w++) {
+                for (var w = 1u; w <= s.bits; w++) {
                     var now = next;
-                    if (w < BITS) {
-                        at += weight.chunks;
+                    if (w < s.bits) {
+                        at += span.chunks;
                         next = four_words(at);
                     }
-                    for (var i = 0u; i < 32u / BITS; i++) { // unroll 8
-                        dots += product((now >> vec4<u32>(i * BITS % 32u)) & mask, base, j, row);
-                        j += weight.chunks;
+                    for (var i = 0u; i < 32u / s.bits; i++) { // unroll 16
+                        dots += product(s, span, (now >> vec4<u32>(i * s.bits % 32u)) & mask, base, j, row);
+                        j += span.chunks;
                     }
                 }
             } else {
@@ -99,41 +142,58 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
                 var have = 0u;
                 for (var i = 0u; i < 32u; i++) {
                     var code = left & mask;
-                    if (have < BITS) {
+                    if (have < s.bits) {
                         let next = four_words(at);
-                        at += weight.chunks;
+                        at += span.chunks;
                         code = (left | (next << vec4<u32>(have))) & mask;
-                        left = next >> vec4<u32>(BITS - have);
-                        have += 32u - BITS;
+                        left = next >> vec4<u32>(s.bits - have);
+                        have += 32u - s.bits;
                     } else {
-                        left >>= vec4<u32>(BITS);
-                        have -= BITS;
+                        left >>= vec4<u32>(s.bits);
+                        have -= s.bits;
                     }
-                    dots += product(code, base, j, row);
-                    j += weight.chunks;
+                    dots += product(s, span, code, base, j, row);
+                    j += span.chunks;
                 }
             }
         }
-        sums4[ids.local] = dots;
+        sums4[local] = dots;
         for (var half = LANES / 2u; half > 0u; half >>= 1u) {
             workgroupBarrier();
             if (lane < half) {
-                sums4[ids.local] += sums4[ids.local + half];
+                sums4[local] += sums4[local + half];
             }
         }
         workgroupBarrier();
-        for (var i = ids.local; i < tile; i += WORKGROUP) {
-            let local_row = (group.x * TILES + t) * tile + i;
-            if (local_row < weight.rows) {
-                let at = weight.first + local_row;
-                var v = bitcast<f32>(places[local_row].x) * sums4[i / 4u * LANES][i % 4u];
-                if (HAS_BIAS) {
-                    v += bias[at];
-                }
-                let out = group.y * params.y_stride + params.y_offset + at;
-                y[out] = v + select(0.0, y[out], params.accumulate != 0u);
+        for (var i = local; i < tile; i += WORKGROUP) {
+            let local_row = (block * TILES + t) * tile + i;
+            if (local_row < span.rows) {
+                store(span, group.y, local_row, sums4[i / 4u * LANES][i % 4u]);
             }
         }
         workgroupBarrier();
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
+    if (group.x < spans[0].count) {
+        multiply(spec(SPEC_0), spans[0], ids.local, group);
+    }
+    // Workgroups before the first have a large number here.
+    if (SPANS > 1u) {
+        if (group.x - spans[1].begin < spans[1].count) {
+            multiply(spec(SPEC_1), spans[1], ids.local, group);
+        }
+    }
+    if (SPANS > 2u) {
+        if (group.x - spans[2].begin < spans[2].count) {
+            multiply(spec(SPEC_2), spans[2], ids.local, group);
+        }
+    }
+    if (SPANS > 3u) {
+        if (group.x - spans[3].begin < spans[3].count) {
+            multiply(spec(SPEC_3), spans[3], ids.local, group);
+        }
     }
 }

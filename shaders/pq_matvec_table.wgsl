@@ -18,11 +18,21 @@ override WORDS: u32;
 override PASSES: u32;
 // PASSES * WORKGROUP.
 override PARTS: u32;
+// Whether codes or columns are missing at the end of the last streams.
+override RAGGED: bool;
 
 var<workgroup> table: array<u32, BOOK>;
 // What each invocation has of each row: [rows, LANES].
 var<workgroup> parts: array<f32, PARTS>;
 var<workgroup> eighths: array<f32, WORKGROUP>;
+
+// Element `column` of the row of x that begins at `row`, 0 past its end.
+fn element(row: u32, column: u32) -> f32 {
+    if (RAGGED) {
+        return select(0.0, x[row + min(column, weight.cols - 1u)], column < weight.cols);
+    }
+    return x[row + column];
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {

@@ -1,9 +1,13 @@
 //! [`Linear`]: one linear layer, or several that share their input, dense or product-quantized.
 
+use half::f16;
+
 use super::source::Tensors;
 use crate::Result;
-use crate::backend::{Backend, WeightData};
+use crate::backend::{Backend, Dtype, WeightData};
 use crate::ops::{self, LinearParams, RotateParams};
+use crate::pq::Rotation;
+use crate::tensor::TensorView;
 
 /// Linear layers `[out, in]` over the same input, stacked along `out`: their outputs stand side by side in a row.
 pub struct Linear<B: Backend> {
@@ -30,11 +34,20 @@ impl<B: Backend> Linear<B> {
         cols: usize,
         bias: bool,
     ) -> Result<Self> {
+        let mut weights = Vec::with_capacity(layers.len());
+        for (name, out) in layers {
+            weights.push(tensors.weight(&format!("{name}.weight"), [*out, cols])?);
+        }
+        let turned = beside(&weights);
         let mut groups: Vec<Group<'_>> = Vec::new();
         let mut outs = 0;
-        for (name, out) in layers {
-            let weight = tensors.weight(&format!("{name}.weight"), [*out, cols])?;
-            let rotate = rotate_block(&weight);
+        for (((name, out), weight), turned) in layers.iter().zip(weights).zip(&turned) {
+            let (weight, rotate) = match turned {
+                Some((bytes, rotate)) => {
+                    (WeightData::Dense { dtype: Dtype::F16, rows: *out, cols, bytes }, *rotate)
+                }
+                None => (weight.clone(), rotate_block(&weight)),
+            };
             let bias = if bias { tensors.values(&format!("{name}.bias"), &[*out])? } else { Vec::new() };
             match groups.last_mut() {
                 Some(group) if group.rotate == rotate => {
@@ -118,6 +131,25 @@ struct Group<'a> {
     bias: Vec<f32>,
     rotate: u32,
     offset: usize,
+}
+
+/// Dense layers beside product-quantized ones of one rotation, as f16 and with that block: `W x = (W R^T)(R x)`, so they
+/// take the same input. None for all others.
+fn beside(weights: &[WeightData<'_>]) -> Vec<Option<(Vec<u8>, u32)>> {
+    let mut blocks = weights.iter().filter(|w| matches!(w, WeightData::Pq(_))).map(rotate_block);
+    let block = blocks.next().filter(|block| blocks.all(|other| other == *block));
+    let turn = |weight: &WeightData<'_>| {
+        let (WeightData::Dense { dtype, rows, cols, bytes }, Some(block)) = (weight, block) else {
+            return None;
+        };
+        let mut values = TensorView { dtype: *dtype, shape: vec![*rows, *cols], bytes }.to_f32();
+        if block > 0 {
+            let rotation = Rotation { block: block as usize };
+            values.chunks_exact_mut(*cols).for_each(|row| rotation.apply(row));
+        }
+        Some((values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(), block))
+    };
+    weights.iter().map(turn).collect()
 }
 
 /// Block of the rotation that a weight wants of its input, 0 for none.

@@ -12,7 +12,7 @@ use crate::harness::{Checks, Device, Tolerance, f64s};
 /// f32 sums in another order, through some layers.
 const LOGITS: Tolerance = Tolerance { abs: 2e-3, rel: 1e-3 };
 
-const LLAMA: &str = r#"{
+pub const LLAMA: &str = r#"{
     "model_type": "llama", "vocab_size": 311, "hidden_size": 256, "intermediate_size": 736, "num_hidden_layers": 3,
     "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     "max_position_embeddings": 1024, "tie_word_embeddings": false, "hidden_act": "silu"
@@ -26,13 +26,13 @@ const WIDE: &str = r#"{
 }"#;
 
 /// Sizes that nothing divides well.
-const QWEN3: &str = r#"{
+pub const QWEN3: &str = r#"{
     "model_type": "qwen3", "vocab_size": 257, "hidden_size": 132, "intermediate_size": 250, "num_hidden_layers": 2,
     "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 80, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
     "max_position_embeddings": 1024, "tie_word_embeddings": true, "attention_bias": false, "hidden_act": "silu"
 }"#;
 
-const QWEN35: &str = r#"{
+pub const QWEN35: &str = r#"{
     "model_type": "qwen3_5_text", "vocab_size": 300, "hidden_size": 256, "intermediate_size": 512,
     "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0, "max_position_embeddings": 1024, "tie_word_embeddings": false, "attention_bias": false,

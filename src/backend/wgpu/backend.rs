@@ -189,7 +189,7 @@ impl Backend for Wgpu {
     }
 
     fn linear(&self, c: &mut Commands, op: ops::Linear<'_, Buffer, Weight>) -> Result<()> {
-        op.weight.slices.iter().try_for_each(|slice| self.linear_slice(c, &op, slice))
+        self.linear_slices(c, &op)
     }
 
     fn rope_cache(&self, c: &mut Commands, op: ops::RopeCache<'_, Buffer>) -> Result<()> {

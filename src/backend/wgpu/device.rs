@@ -58,6 +58,9 @@ pub struct Device {
     pub queue: wgpu::Queue,
     pub info: wgpu::AdapterInfo,
     software: bool,
+    /// Whether that adapter runs eight invocations abreast or more, as lavapipe does, which suits
+    /// pq_matvec_rows.wgsl: on SwiftShader, with four, it takes twice the time of pq_matvec.wgsl.
+    pub rows: bool,
     /// Whether kernels may use subgroup operations.
     pub subgroups: bool,
     /// Whether kernels may use matrix units: 16 x 16 x 16, f16 with sums in f32.
@@ -74,6 +77,8 @@ pub struct Device {
     memory: Option<u64>,
     /// Invocations of a workgroup.
     max_invocations: usize,
+    /// Whether a kernel may have uniforms of [`UNIFORM`] bytes.
+    pub uniforms: bool,
     /// Workgroups along one dimension of a grid.
     pub max_grid: usize,
     faults: Arc<Mutex<Faults>>,
@@ -89,11 +94,16 @@ struct Faults {
 /// Most workgroup memory that is asked for: with more, fewer workgroups fit side by side.
 const WORKGROUP_MEMORY: u32 = 48 << 10;
 
+/// Bytes of the uniforms in rows_uniform.wgsl.
+pub const UNIFORM: u64 = 64 << 10;
+
 const TENSOR: Features = Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(Features::SHADER_F16);
 
 /// Memory beside the weights: activations, a short context, what the driver takes.
 const WORKING_MEMORY: u64 = 64 << 20;
 
+/// Smallest subgroup of adapters that multiply row by row.
+const ROWS_SUBGROUP: u32 = 8;
 /// Smallest subgroup that the kernels' reductions have room for.
 const MIN_SUBGROUP: u32 = 4;
 
@@ -148,11 +158,13 @@ impl Device {
         device.set_device_lost_callback(move |_, message| {
             noted.lock().unwrap_or_else(PoisonError::into_inner).lost.get_or_insert(message);
         });
+        let software = info.device_type == DeviceType::Cpu && !options.gpu_kernels;
         let max_binding = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         Ok(Self {
             device,
             queue,
-            software: info.device_type == DeviceType::Cpu && !options.gpu_kernels,
+            software,
+            rows: software && info.subgroup_min_size >= ROWS_SUBGROUP,
             info,
             subgroups,
             tensor,
@@ -164,6 +176,7 @@ impl Device {
                 .map(|n| n.min(options.memory)),
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             max_invocations: limits.max_compute_invocations_per_workgroup as usize,
+            uniforms: limits.max_uniform_buffer_binding_size == UNIFORM,
             max_grid: limits.max_compute_workgroups_per_dimension as usize,
             faults,
         })
@@ -211,7 +224,11 @@ impl Device {
                 | "pq_matmul"
                 | "pq_matmul_tensor"
         );
-        if self.is_software() && small { 64 } else { 256 }
+        match (self.is_software() && small, kernel) {
+            (true, "pq_matvec_rows" | "pq_matvec_rows_uniform") => 32,
+            (true, _) => 64,
+            _ => 256,
+        }
     }
 
     /// The adapter's name; browsers give none.
@@ -231,6 +248,7 @@ fn limits(offered: &Limits, workgroup_memory: u32) -> Limits {
     Limits {
         max_storage_buffers_per_shader_stage: 8,
         max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
+        max_uniform_buffer_binding_size: offered.max_uniform_buffer_binding_size.min(UNIFORM),
         max_buffer_size: offered.max_buffer_size,
         max_compute_invocations_per_workgroup: offered.max_compute_invocations_per_workgroup.min(512),
         max_compute_workgroup_size_x: offered.max_compute_workgroup_size_x.min(512),

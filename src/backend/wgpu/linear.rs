@@ -1,7 +1,7 @@
 //! Linear layers: which kernel a weight is multiplied with, and how it is specialised.
 
 use super::commands::Commands;
-use super::device::Matmul;
+use super::device::{Matmul, UNIFORM};
 use super::pipelines::Arg;
 use super::weight::{ALIGN, Layout, Slice, Weight};
 use super::{Buffer, Wgpu};
@@ -11,6 +11,8 @@ use crate::{Result, ops};
 const MATVEC_ROWS: usize = 4;
 /// Workgroups that keep a GPU busy.
 const BUSY: usize = 512;
+/// Words of a span in spans.wgsl.
+const SPAN_WORDS: usize = 12;
 /// Workgroup memory of the linear kernels besides their table.
 const TILES_MEMORY: usize = 13 << 10;
 
@@ -34,24 +36,109 @@ impl Wgpu {
         [d, bits, book, ("SINGLE", single.into()), ("SHARED", shared.into()), table]
     }
 
-    /// The LANES and TILES of pq_matvec for a slice, and the rows of a workgroup.
-    fn lanes(&self, slice: &Slice) -> (usize, usize, usize) {
+    /// The LANES and TILES of pq_matvec for slices, and the rows of a workgroup.
+    fn lanes(&self, slices: &[Slice]) -> (usize, usize, usize) {
         let workgroup = self.0.device.workgroup("pq_matvec");
         if self.0.device.is_software() {
             return (2, 1, 2 * workgroup);
         }
-        let (streams, tile) = (slice.chunks(), |lanes| 4 * workgroup / lanes);
+        let streams = slices.iter().map(Slice::chunks).max().unwrap_or(1);
+        let rows: usize = slices.iter().map(|slice| slice.rows).sum();
+        let tile = |lanes| 4 * workgroup / lanes;
         let mut lanes = streams.next_power_of_two().clamp(16, 64);
-        while lanes < streams && lanes < workgroup && slice.rows / tile(lanes) < BUSY {
+        while lanes < streams && lanes < workgroup && rows / tile(lanes) < BUSY {
             lanes *= 2;
         }
         // Rows of a workgroup share a table.
-        let tiles = (slice.rows / tile(lanes) / BUSY).clamp(1, 4).min(ALIGN / tile(lanes));
+        let tiles = (rows / tile(lanes) / BUSY).clamp(1, 4).min(ALIGN / tile(lanes));
         let tiles = 1 << tiles.max(1).ilog2();
         (lanes, tiles, tile(lanes) * tiles)
     }
 
-    pub(super) fn linear_slice(
+    /// `linear` of a whole weight.
+    pub(super) fn linear_slices(&self, c: &mut Commands, op: &ops::Linear<'_, Buffer, Weight>) -> Result<()> {
+        for slices in op.weight.slices.chunk_by(|a, b| a.words.id() == b.words.id()) {
+            match slices {
+                [slice] => self.linear_slice(c, op, slice)?,
+                // A dense slice alone has a kernel of its own.
+                _ if slices.iter().all(|slice| matches!(slice.layout, Layout::Dense(_))) => {
+                    slices.iter().try_for_each(|slice| self.linear_slice(c, op, slice))?;
+                }
+                _ if op.params.rows as usize <= MATVEC_ROWS => self.matvec(c, op, slices)?,
+                _ => slices.iter().try_for_each(|slice| self.linear_slice(c, op, slice))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The spec of a slice as spans.wgsl has it.
+    fn spec(&self, slice: &Slice) -> u32 {
+        let [d, bits, book, single, shared, _] = self.codes(slice).map(|(_, value)| value);
+        let dense = matches!(slice.layout, Layout::Dense(_));
+        let flags = [single, shared, slice.ragged().into(), dense.into()];
+        let sizes = d | bits << 5 | (book / d.div_ceil(2)).ilog2() << 10;
+        (15..).zip(flags).fold(sizes, |word, (bit, flag)| word | flag << bit)
+    }
+
+    /// Few rows times the slices that lie in the same buffers (spans.wgsl).
+    fn matvec(&self, c: &mut Commands, op: &ops::Linear<'_, Buffer, Weight>, slices: &[Slice]) -> Result<()> {
+        let by_rows = self.0.device.rows;
+        let (lanes, tiles, mut together) = self.lanes(slices);
+        if by_rows {
+            together = 4 * self.0.device.workgroup("pq_matvec_rows");
+        }
+        let specs: Vec<u32> = slices.iter().map(|slice| self.spec(slice)).collect();
+        let (mut spans, mut begin) = (Vec::new(), 0);
+        for (slice, spec) in slices.iter().zip(&specs) {
+            let count = slice.rows.div_ceil(together);
+            spans.extend(slice.span(begin, count, *spec));
+            begin += count;
+        }
+        spans.resize(4 * SPAN_WORDS, 0);
+        let mut constants = vec![("HAS_BIAS", op.bias.is_some().into())];
+        if by_rows {
+            constants.push(("SINGLE", slices.iter().all(Slice::single).into()));
+        } else {
+            let spec = |i: usize| specs.get(i).copied().unwrap_or(0);
+            let table = slices.iter().map(|slice| self.codes(slice)[5].1).max().unwrap_or(1);
+            constants.extend([
+                ("SPANS", slices.len() as u32),
+                ("SPEC_0", spec(0)),
+                ("SPEC_1", spec(1)),
+                ("SPEC_2", spec(2)),
+                ("SPEC_3", spec(3)),
+                ("LANES", lanes as u32),
+                ("TILES", tiles as u32),
+                ("TABLE", table),
+            ]);
+        }
+        let nothing = &self.0.nothing;
+        let whole = |part: &Option<Buffer>| part.as_ref().unwrap_or(nothing).whole();
+        let (words, tables, places) =
+            (slices[0].words.whole(), whole(&slices[0].tables), whole(&slices[0].places));
+        let cols = slices[0].cols as u64;
+        let short = [u64::from(op.params.rows) * cols * 4, tables.raw().size()].iter().all(|n| *n <= UNIFORM);
+        let uniform = by_rows && short && self.0.device.uniforms;
+        let lookup = |buffer| if uniform { Arg::Uniform(buffer) } else { Arg::Buffer(buffer) };
+        let args = [
+            Arg::Params(op.params.words()),
+            Arg::Params(spans),
+            Arg::Buffer(&places),
+            Arg::Buffer(op.bias.unwrap_or(nothing)),
+            Arg::Buffer(op.y),
+            Arg::Buffer(&words),
+            lookup(op.x),
+            lookup(&tables),
+        ];
+        let kernel = match (by_rows, uniform) {
+            (true, true) => "pq_matvec_rows_uniform",
+            (true, false) => "pq_matvec_rows",
+            _ => "pq_matvec",
+        };
+        self.kernel(c, kernel, &constants, &args, [begin, op.params.rows as usize])
+    }
+
+    fn linear_slice(
         &self,
         c: &mut Commands,
         op: &ops::Linear<'_, Buffer, Weight>,
@@ -64,7 +151,7 @@ impl Wgpu {
         let has_bias = ("HAS_BIAS", op.bias.is_some().into());
         let bias = Arg::Buffer(op.bias.unwrap_or(nothing));
         let words = Arg::Buffer(&slice.words);
-        let Layout::Pq { d, .. } = slice.layout else {
+        let Layout::Pq { .. } = slice.layout else {
             let constants = [("FORMAT", slice.layout.format()), has_bias];
             let args = [params, weight, x, words, bias, y];
             return self.kernel(
@@ -78,7 +165,7 @@ impl Wgpu {
         let tables = Arg::Buffer(slice.tables.as_ref().unwrap_or(nothing));
         let places = Arg::Buffer(slice.places.as_ref().unwrap_or(nothing));
         let args = [params, weight, x, words, tables, places, bias, y];
-        let ragged = ("RAGGED", (slice.chunks() * 32 * d != slice.cols).into());
+        let ragged = ("RAGGED", slice.ragged().into());
         let [d, bits, book, single, shared, table] = self.codes(slice);
         if rows <= MATVEC_ROWS
             && let Some((sizes, together)) = self.table(slice)
@@ -86,10 +173,7 @@ impl Wgpu {
             let constants = [&sizes[..], &[ragged, has_bias]].concat();
             self.kernel(c, "pq_matvec_table", &constants, &args, [slice.rows.div_ceil(together), rows])
         } else if rows <= MATVEC_ROWS {
-            let (lanes, tiles, together) = self.lanes(slice);
-            let (lanes, tiles) = (("LANES", lanes as u32), ("TILES", tiles as u32));
-            let constants = [d, bits, book, single, shared, table, lanes, tiles, ragged, has_bias];
-            self.kernel(c, "pq_matvec", &constants, &args, [slice.rows.div_ceil(together), rows])
+            self.matvec(c, op, std::slice::from_ref(slice))
         } else {
             match self.matmul(slice) {
                 Matmul::Lut => {

@@ -20,7 +20,7 @@ pub use device::{Matmul, Options};
 pub use weight::Weight;
 
 use crate::{Error, Result};
-use device::Device;
+use device::{Device, UNIFORM};
 use pipelines::Cache;
 
 /// A GPU, opened.
@@ -39,8 +39,15 @@ struct Inner {
     dispatches: AtomicU64,
 }
 
-/// An array of 4-byte words on the device.
-pub struct Buffer(Arc<Storage>);
+/// An array of 4-byte words on the device, or a part of one.
+pub struct Buffer {
+    storage: Arc<Storage>,
+    /// First word, and words, of the part.
+    part: Option<[u64; 2]>,
+}
+
+/// Parts of buffers begin at multiples of so many words.
+const PART_ALIGN: usize = 64;
 
 struct Storage {
     raw: wgpu::Buffer,
@@ -58,20 +65,42 @@ impl Drop for Storage {
 impl Buffer {
     fn new(raw: wgpu::Buffer, cache: &Arc<Cache>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1 << 32);
-        Self(Arc::new(Storage { raw, id: NEXT.fetch_add(1, Ordering::Relaxed), cache: cache.clone() }))
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { storage: Arc::new(Storage { raw, id, cache: cache.clone() }), part: None }
     }
 
     fn raw(&self) -> &wgpu::Buffer {
-        &self.0.raw
+        &self.storage.raw
     }
 
     fn id(&self) -> u64 {
-        self.0.id
+        self.storage.id
+    }
+
+    /// First word of the part.
+    fn start(&self) -> u64 {
+        self.part.map_or(0, |[start, _]| start)
+    }
+
+    /// What a kernel that uses this is bound to.
+    fn binding(&self) -> wgpu::BufferBinding<'_> {
+        let size = self.part.and_then(|[_, words]| wgpu::BufferSize::new(4 * words));
+        wgpu::BufferBinding { buffer: self.raw(), offset: 4 * self.start(), size }
     }
 
     /// Another handle on the same words.
     fn share(&self) -> Self {
-        Self(self.0.clone())
+        Self { storage: self.storage.clone(), part: self.part }
+    }
+
+    /// A handle on `words` words from word `start` of the array on, a multiple of [`PART_ALIGN`].
+    fn part(&self, start: usize, words: usize) -> Self {
+        Self { storage: self.storage.clone(), part: Some([start as u64, words as u64]) }
+    }
+
+    /// A handle on the whole array.
+    fn whole(&self) -> Self {
+        Self { storage: self.storage.clone(), part: None }
     }
 }
 
@@ -121,7 +150,9 @@ impl Wgpu {
     /// A storage buffer of `words` zeros.
     fn storage(&self, words: usize) -> Result<Buffer> {
         let Device { device, max_binding, .. } = &self.0.device;
-        let size = (words.max(64) as u64).saturating_mul(4);
+        // Uniforms have their whole length: that of delta_step.wgsl, or of rows_uniform.wgsl.
+        let least = if self.0.device.rows { UNIFORM } else { 256 };
+        let size = (words as u64).saturating_mul(4).max(least);
         if size > *max_binding {
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
             let (most, name) = (mib(*max_binding), self.0.device.name());
@@ -129,12 +160,10 @@ impl Wgpu {
             return Err(Error::backend("wgpu", why));
         }
         use wgpu::BufferUsages as Usage;
-        // Short arrays may be bound as uniforms, of which a kernel may have more: 256 bytes there.
-        let short = if size <= 256 { Usage::UNIFORM } else { Usage::empty() };
         let raw = device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size,
-            usage: Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST | short,
+            usage: Usage::STORAGE | Usage::UNIFORM | Usage::COPY_SRC | Usage::COPY_DST,
             mapped_at_creation: false,
         });
         self.0.device.check()?;
@@ -144,7 +173,8 @@ impl Wgpu {
     /// Writes words from word `start` on, before anything submitted afterwards.
     fn upload_at(&self, buffer: &Buffer, start: usize, words: &[u32]) {
         if !words.is_empty() {
-            self.0.device.queue.write_buffer(buffer.raw(), 4 * start as u64, bytemuck::cast_slice(words));
+            let at = 4 * (buffer.start() + start as u64);
+            self.0.device.queue.write_buffer(buffer.raw(), at, bytemuck::cast_slice(words));
         }
     }
 

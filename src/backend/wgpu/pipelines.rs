@@ -7,19 +7,21 @@ use wgpu::util::DeviceExt;
 
 use super::Buffer;
 use super::commands::Kept;
-use super::device::Device;
+use super::device::{Device, UNIFORM};
 use super::unroll::unroll;
 use crate::{Error, Result, ops};
 
 /// Every kernel's name and the texts that it is made of, after the parameter structs and the prelude.
-const KERNELS: [(&str, &[&str]); 21] = [
+const KERNELS: [(&str, &[&str]); 23] = [
     ("embed", &[CODES, include_str!("../../../shaders/embed.wgsl")]),
     ("gather_rows", &[include_str!("../../../shaders/gather_rows.wgsl")]),
     ("rms_norm", &[include_str!("../../../shaders/rms_norm.wgsl")]),
     ("rotate", &[include_str!("../../../shaders/rotate.wgsl")]),
     ("dense_matmul", &[include_str!("../../../shaders/dense_matmul.wgsl")]),
-    ("pq_matvec", &[PQ_LINEAR, CODES, RAGGED, include_str!("../../../shaders/pq_matvec.wgsl")]),
-    ("pq_matvec_table", &[PQ_LINEAR, RAGGED, include_str!("../../../shaders/pq_matvec_table.wgsl")]),
+    ("pq_matvec", &[SPANS, include_str!("../../../shaders/pq_matvec.wgsl")]),
+    ("pq_matvec_rows", &[SPANS, include_str!("../../../shaders/rows_storage.wgsl"), ROWS]),
+    ("pq_matvec_rows_uniform", &[SPANS, include_str!("../../../shaders/rows_uniform.wgsl"), ROWS]),
+    ("pq_matvec_table", &[PQ_LINEAR, include_str!("../../../shaders/pq_matvec_table.wgsl")]),
     ("pq_matmul", &[PQ_LINEAR, CODES, include_str!("../../../shaders/pq_matmul.wgsl")]),
     ("pq_matmul_lut", &[PQ_LINEAR, CODES, include_str!("../../../shaders/pq_matmul_lut.wgsl")]),
     ("pq_matmul_tensor", &[include_str!("../../../shaders/pq_matmul_tensor.wgsl")]),
@@ -38,7 +40,8 @@ const KERNELS: [(&str, &[&str]); 21] = [
 const PRELUDE: &str = include_str!("../../../shaders/prelude.wgsl");
 const CODES: &str = include_str!("../../../shaders/codes.wgsl");
 const PQ_LINEAR: &str = include_str!("../../../shaders/pq_linear.wgsl");
-const RAGGED: &str = include_str!("../../../shaders/ragged.wgsl");
+const ROWS: &str = include_str!("../../../shaders/pq_matvec_rows.wgsl");
+const SPANS: &str = include_str!("../../../shaders/spans.wgsl");
 const ROPE: &str = include_str!("../../../shaders/rope.wgsl");
 const ATTEND: &str = include_str!("../../../shaders/attend.wgsl");
 const ATTENTION: &str = include_str!("../../../shaders/attention.wgsl");
@@ -60,6 +63,8 @@ pub enum Arg<'a> {
     /// A parameter struct's words.
     Params(Vec<u32>),
     Buffer(&'a Buffer),
+    /// The first [`UNIFORM`] bytes of a buffer.
+    Uniform(&'a Buffer),
 }
 
 /// A kernel, specialised.
@@ -149,7 +154,7 @@ impl Cache {
                     key.push(words.len() as u64);
                     key.extend(words.iter().map(|w| u64::from(*w)));
                 }
-                Arg::Buffer(buffer) => key.push(buffer.id()),
+                Arg::Buffer(buffer) | Arg::Uniform(buffer) => key.extend([buffer.id(), buffer.start()]),
             }
         }
         let mut groups = self.bind_groups.lock().unwrap_or_else(PoisonError::into_inner);
@@ -176,18 +181,22 @@ fn bind(device: &wgpu::Device, pipeline: &Pipeline, args: &[Arg<'_>]) -> wgpu::B
                 contents: bytemuck::cast_slice(words),
                 usage: wgpu::BufferUsages::UNIFORM,
             })),
-            Arg::Buffer(_) => None,
+            Arg::Buffer(_) | Arg::Uniform(_) => None,
         })
         .collect();
     let entries: Vec<wgpu::BindGroupEntry<'_>> = (0..)
         .zip(args.iter().zip(&uniforms))
         .map(|(binding, (arg, uniform))| {
-            let buffer = match (arg, uniform) {
-                (Arg::Buffer(buffer), _) => buffer.raw(),
-                (Arg::Params(_), Some(uniform)) => uniform,
+            let resource = match (arg, uniform) {
+                (Arg::Buffer(buffer), _) => wgpu::BindingResource::Buffer(buffer.binding()),
+                (Arg::Uniform(buffer), _) => {
+                    let size = wgpu::BufferSize::new(UNIFORM);
+                    wgpu::BindingResource::Buffer(wgpu::BufferBinding { size, ..buffer.binding() })
+                }
+                (Arg::Params(_), Some(uniform)) => uniform.as_entire_binding(),
                 (Arg::Params(_), None) => unreachable!("every Params has its uniform above"),
             };
-            wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() }
+            wgpu::BindGroupEntry { binding, resource }
         })
         .collect();
     device.create_bind_group(&wgpu::BindGroupDescriptor {

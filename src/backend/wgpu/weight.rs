@@ -1,9 +1,11 @@
 //! [`Weight`]: stacked matrices, in slices that fit a binding, with codes in the order that the kernels read.
 
+use std::ops::Range;
+
 use half::f16;
 use rayon::prelude::*;
 
-use super::{Buffer, Wgpu};
+use super::{Buffer, PART_ALIGN, Wgpu};
 use crate::backend::{Dtype, WeightData};
 use crate::pq::PqMatrix;
 use crate::{Error, Result};
@@ -12,6 +14,8 @@ use crate::{Error, Result};
 const STREAM: usize = 32;
 /// Rows that a workgroup may take together; a slice that has a table per matrix changes it on this boundary only.
 pub const ALIGN: usize = 64;
+/// Slices that one kernel may take (spans.wgsl).
+const MAX_SPANS: usize = 4;
 /// Bytes that are staged at a time while a weight is uploaded.
 const STAGED: usize = 32 << 20;
 
@@ -20,7 +24,8 @@ pub struct Weight {
     pub(super) slices: Vec<Slice>,
 }
 
-/// Neighbouring rows of a weight, in one layout.
+/// Neighbouring rows of a weight, in one layout. Neighbouring slices are parts of the same buffers as long as there is
+/// room for them in a binding: a kernel of few rows then takes them together.
 pub(super) struct Slice {
     pub layout: Layout,
     /// First of the weight's rows that is here.
@@ -51,14 +56,17 @@ pub(super) enum Layout {
         group: usize,
         /// Block of the rotation, 0 for none.
         rotate: usize,
+        /// What the number of streams in a row is a multiple of.
+        abreast: usize,
     },
 }
 
 impl Layout {
-    /// A CPU finds codes faster where none crosses from one word to the next; a GPU has less time for their bytes.
+    /// A CPU finds codes faster where none crosses from one word to the next, and four words at a time; a GPU has less
+    /// time for their bytes.
     fn of(block: &WeightData<'_>, backend: &Wgpu) -> Self {
-        let stored =
-            |bits: usize| if backend.0.device.is_software() { bits.next_power_of_two() } else { bits };
+        let software = backend.0.device.is_software();
+        let stored = |bits: usize| if software { bits.next_power_of_two() } else { bits };
         match block {
             WeightData::Dense { dtype, .. } => Self::Dense(*dtype),
             WeightData::Pq(matrix) => Self::Pq {
@@ -67,6 +75,7 @@ impl Layout {
                 book: matrix.spec.d.div_ceil(2) * matrix.spec.k,
                 group: matrix.spec.subspaces_per_codebook(matrix.cols),
                 rotate: matrix.rotation().map_or(0, |rotation| rotation.block),
+                abreast: if backend.0.device.rows { 4 } else { 1 },
             },
         }
     }
@@ -75,7 +84,7 @@ impl Layout {
     fn chunks(self, cols: usize) -> usize {
         match self {
             Self::Dense(_) => 0,
-            Self::Pq { d, .. } => cols.div_ceil(d).div_ceil(STREAM),
+            Self::Pq { d, abreast, .. } => cols.div_ceil(d).div_ceil(STREAM).next_multiple_of(abreast),
         }
     }
 
@@ -109,14 +118,37 @@ impl Slice {
         [self.first, self.rows, self.cols, stride, chunks, group, rotate, 0].map(|n| n as u32).to_vec()
     }
 
+    /// The words of `Span` in spans.wgsl, for a slice whose `count` workgroups begin with number `begin`.
+    pub fn span(&self, begin: usize, count: usize, spec: u32) -> Vec<u32> {
+        let group = if let Layout::Pq { group, .. } = self.layout { group } else { 1 };
+        let (stride, chunks) = (self.layout.stride(self.cols), self.layout.chunks(self.cols));
+        let start = |part: &Buffer| part.start() as usize;
+        let tables = self.tables.as_ref().map_or(0, start);
+        let places = self.places.as_ref().map_or(0, start) / 2;
+        let sizes = [self.first, self.rows, self.cols, stride, chunks, group];
+        let all = [&sizes[..], &[start(&self.words), tables, places, begin, count, spec as usize]].concat();
+        all.into_iter().map(|n| n as u32).collect()
+    }
+
     /// Streams of codes in a row.
     pub fn chunks(&self) -> usize {
         self.layout.chunks(self.cols)
     }
 
+    /// Whether codes or columns are missing at the end of the last streams.
+    pub fn ragged(&self) -> bool {
+        match self.layout {
+            Layout::Pq { d, .. } => self.chunks() * STREAM * d != self.cols,
+            Layout::Dense(_) => !self.cols.is_multiple_of(2),
+        }
+    }
+
     /// Whether all subspaces of a row share a codebook.
     pub fn single(&self) -> bool {
-        matches!(self.layout, Layout::Pq { d, group, .. } if group >= self.cols.div_ceil(d))
+        match self.layout {
+            Layout::Pq { d, group, .. } => group >= self.cols.div_ceil(d),
+            Layout::Dense(_) => true,
+        }
     }
 }
 
@@ -127,13 +159,64 @@ struct Piece<'a, 'b> {
     rows: usize,
 }
 
+/// The pieces of a slice.
+struct Pieces<'a, 'b> {
+    layout: Layout,
+    /// First of the weight's rows.
+    first: usize,
+    rows: usize,
+    cols: usize,
+    all: Vec<Piece<'a, 'b>>,
+}
+
+impl Pieces<'_, '_> {
+    /// Whether a kernel of few rows takes it with others: dense rows of whole vectors of words as well.
+    fn joins(&self) -> bool {
+        match self.layout {
+            Layout::Dense(dtype) => dtype == Dtype::F16 && self.cols.is_multiple_of(8),
+            Layout::Pq { .. } => true,
+        }
+    }
+
+    fn words(&self) -> usize {
+        self.rows * self.layout.stride(self.cols)
+    }
+}
+
 impl Weight {
     pub(super) fn new(backend: &Wgpu, blocks: &[WeightData<'_>]) -> Result<Self> {
+        let pieces = Self::pieces(backend, blocks)?;
+        let mut slices = Vec::with_capacity(pieces.len());
+        let mut rest = &pieces[..];
+        while !rest.is_empty() {
+            // As many as fit one binding, and one kernel.
+            let (mut count, mut words) = (0, 0);
+            while let Some(next) = rest.get(count).filter(|next| {
+                let more = words + next.words().next_multiple_of(PART_ALIGN);
+                // A kernel of many specs is long, and SwiftShader compiles slowly.
+                let device = &backend.0.device;
+                let alone = !next.joins() || !rest[0].joins() || device.is_software() && !device.rows;
+                count == 0 || !alone && count < MAX_SPANS && 4 * more as u64 <= backend.weight_slice()
+            }) {
+                words += next.words().next_multiple_of(PART_ALIGN);
+                count += 1;
+            }
+            let (together, others) = rest.split_at(count);
+            slices.extend(upload(backend, together)?);
+            rest = others;
+        }
+        backend.flush_uploads();
+        Ok(Self { slices })
+    }
+
+    /// Slices of blocks: neighbours of one layout together, as far as a binding reaches.
+    fn pieces<'a, 'b>(backend: &Wgpu, blocks: &'a [WeightData<'b>]) -> Result<Vec<Pieces<'a, 'b>>> {
         let slice_bytes = backend.weight_slice();
-        let (mut slices, mut pieces, mut first, mut rows) = (Vec::new(), Vec::<Piece<'_, '_>>::new(), 0, 0);
+        let mut slices = Vec::<Pieces<'_, '_>>::new();
         for block in blocks {
             let (block_rows, cols) = block.shape();
-            let row_bytes = 4 * Layout::of(block, backend).stride(cols);
+            let layout = Layout::of(block, backend);
+            let row_bytes = 4 * layout.stride(cols);
             let most = slice_bytes / row_bytes as u64 / ALIGN as u64 * ALIGN as u64;
             let most = usize::try_from(most).unwrap_or(usize::MAX);
             if most == 0 {
@@ -142,20 +225,101 @@ impl Weight {
             }
             let mut start = 0;
             while start < block_rows {
-                if rows == most || pieces.last().is_some_and(|last| !stacks(backend, last.block, block, rows))
-                {
-                    slices.push(Slice::new(backend, &pieces, first)?);
-                    (first, rows) = (first + rows, 0);
-                    pieces.clear();
+                let goes_on = |slice: &&mut Pieces<'_, '_>| {
+                    let last = slice.all.last();
+                    slice.rows < most
+                        && last.is_some_and(|last| stacks(backend, last.block, block, slice.rows))
+                };
+                let first = slices.last().map_or(0, |slice| slice.first + slice.rows);
+                if slices.last_mut().as_ref().filter(|slice| goes_on(slice)).is_none() {
+                    slices.push(Pieces { layout, first, rows: 0, cols, all: Vec::new() });
                 }
-                let taken = (most - rows).min(block_rows - start);
-                pieces.push(Piece { block, start, rows: taken });
-                (start, rows) = (start + taken, rows + taken);
+                let Some(slice) = slices.last_mut() else { continue };
+                let rows = (most - slice.rows).min(block_rows - start);
+                slice.all.push(Piece { block, start, rows });
+                (start, slice.rows) = (start + rows, slice.rows + rows);
             }
         }
-        slices.push(Slice::new(backend, &pieces, first)?);
-        backend.flush_uploads();
-        Ok(Self { slices })
+        Ok(slices)
+    }
+}
+
+/// Slices in buffers that they share.
+fn upload(backend: &Wgpu, together: &[Pieces<'_, '_>]) -> Result<Vec<Slice>> {
+    let parts: usize = together.iter().map(|pieces| pieces.words().next_multiple_of(PART_ALIGN)).sum();
+    let all = backend.storage(parts)?;
+    let (mut at, mut tables, mut places) = (0, Vec::new(), Vec::new());
+    let mut starts = Vec::new();
+    for pieces in together {
+        let words = all.part(at, pieces.words());
+        at += pieces.words().next_multiple_of(PART_ALIGN);
+        tables.resize(tables.len().next_multiple_of(PART_ALIGN), 0);
+        places.resize(places.len().next_multiple_of(PART_ALIGN), 0);
+        let (first_table, first_place) = (tables.len(), places.len());
+        fill(backend, pieces, &words, (&mut tables, &mut places));
+        starts.push((words, first_table..tables.len(), first_place..places.len()));
+    }
+    let store = |words: &[u32]| -> Result<Option<Buffer>> {
+        if words.is_empty() {
+            return Ok(None);
+        }
+        let buffer = backend.storage(words.len())?;
+        backend.upload_at(&buffer, 0, words);
+        Ok(Some(buffer))
+    };
+    let (table_buffer, place_buffer) = (store(&tables)?, store(&places)?);
+    let part = |buffer: &Option<Buffer>, range: &Range<usize>| {
+        buffer.as_ref().map(|buffer| buffer.part(range.start, range.len()))
+    };
+    let slices = together.iter().zip(starts).map(|(pieces, (words, table, place))| Slice {
+        layout: pieces.layout,
+        first: pieces.first,
+        rows: pieces.rows,
+        cols: pieces.cols,
+        words,
+        tables: part(&table_buffer, &table),
+        places: part(&place_buffer, &place),
+        together: places[place].chunks_exact(2).all(|place| place[1] == 0),
+    });
+    Ok(slices.collect())
+}
+
+/// Writes a slice's words, and adds its codebooks and its rows' places.
+fn fill(
+    backend: &Wgpu,
+    pieces: &Pieces<'_, '_>,
+    words: &Buffer,
+    (tables, places): (&mut Vec<u32>, &mut Vec<u32>),
+) {
+    let (layout, stride) = (pieces.layout, pieces.layout.stride(pieces.cols));
+    let (mut at, first_table) = (0, tables.len());
+    let mut last: Option<(&PqMatrix<'_>, usize)> = None;
+    for piece in &pieces.all {
+        let staged = (STAGED / (4 * stride)).max(1);
+        for start in (0..piece.rows).step_by(staged) {
+            let count = staged.min(piece.rows - start);
+            let mut staging = vec![0u32; count * stride];
+            let filled = staging.par_chunks_exact_mut(stride).enumerate();
+            filled.for_each(|(i, row)| repack(piece.block, piece.start + start + i, layout, row));
+            backend.upload_at(words, (at + start) * stride, &staging);
+        }
+        at += piece.rows;
+        if let WeightData::Dense { .. } = piece.block {
+            places.extend([1f32.to_bits(), 0].repeat(piece.rows));
+        }
+        if let WeightData::Pq(matrix) = piece.block {
+            let base = match last {
+                Some((last, base)) if same_tables(last, matrix) => base,
+                _ => {
+                    let base = tables.len() - first_table;
+                    tables.extend(table_words(&matrix.codebooks, matrix.spec.d));
+                    base
+                }
+            };
+            last = Some((matrix, base));
+            let rows = piece.start..piece.start + piece.rows;
+            places.extend(rows.flat_map(|n| [matrix.scale(n).to_bits(), base as u32]));
+        }
     }
 }
 
@@ -170,53 +334,6 @@ fn stacks(backend: &Wgpu, last: &WeightData<'_>, next: &WeightData<'_>, rows: us
 
 fn same_tables(a: &PqMatrix<'_>, b: &PqMatrix<'_>) -> bool {
     std::sync::Arc::ptr_eq(&a.codebooks, &b.codebooks) || a.codebooks == b.codebooks
-}
-
-impl Slice {
-    fn new(backend: &Wgpu, pieces: &[Piece<'_, '_>], first: usize) -> Result<Self> {
-        let layout =
-            pieces.first().map_or(Layout::Dense(Dtype::F32), |piece| Layout::of(piece.block, backend));
-        let cols = pieces.first().map_or(0, |piece| piece.block.shape().1);
-        let (rows, stride) = (pieces.iter().map(|piece| piece.rows).sum(), layout.stride(cols));
-        let words = backend.storage(rows * stride)?;
-        let (mut at, mut tables, mut places) = (0, Vec::new(), Vec::new());
-        let mut last: Option<(&PqMatrix<'_>, usize)> = None;
-        for piece in pieces {
-            let staged = (STAGED / (4 * stride)).max(1);
-            for start in (0..piece.rows).step_by(staged) {
-                let count = staged.min(piece.rows - start);
-                let mut staging = vec![0u32; count * stride];
-                let filled = staging.par_chunks_exact_mut(stride).enumerate();
-                filled.for_each(|(i, row)| repack(piece.block, piece.start + start + i, layout, row));
-                backend.upload_at(&words, (at + start) * stride, &staging);
-            }
-            at += piece.rows;
-            if let WeightData::Pq(matrix) = piece.block {
-                let base = match last {
-                    Some((last, base)) if same_tables(last, matrix) => base,
-                    _ => {
-                        let base = tables.len();
-                        tables.extend(table_words(&matrix.codebooks, matrix.spec.d));
-                        base
-                    }
-                };
-                last = Some((matrix, base));
-                let rows = piece.start..piece.start + piece.rows;
-                places.extend(rows.flat_map(|n| [matrix.scale(n).to_bits(), base as u32]));
-            }
-        }
-        let together = places.chunks_exact(2).all(|place| place[1] == 0);
-        let upload = |words: &[u32]| -> Result<Option<Buffer>> {
-            if words.is_empty() {
-                return Ok(None);
-            }
-            let buffer = backend.storage(words.len())?;
-            backend.upload_at(&buffer, 0, words);
-            Ok(Some(buffer))
-        };
-        let (tables, places) = (upload(&tables)?, upload(&places)?);
-        Ok(Self { layout, first, rows, cols, words, tables, places, together })
-    }
 }
 
 /// Centroids of `d` f16 each, padded to whole words.

@@ -160,10 +160,11 @@ impl Wgpu {
             return Err(Error::backend("wgpu", why));
         }
         use wgpu::BufferUsages as Usage;
+        let uniform = if self.0.device.rows || size == least { Usage::UNIFORM } else { Usage::empty() };
         let raw = device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size,
-            usage: Usage::STORAGE | Usage::UNIFORM | Usage::COPY_SRC | Usage::COPY_DST,
+            usage: Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST | uniform,
             mapped_at_creation: false,
         });
         self.0.device.check()?;

@@ -86,11 +86,11 @@ struct Stretch {
 // the values. Scores are logarithms to base 2.
 struct Joined { f32 peak, total, value; };
 
-// Joins what `count` found of four elements. Four lanes take them in turn, AT_ONCE at a time, and each returns its element.
-// scores(i) is the greatest score and the sum, values(i) the four elements.
+// Joins what `count` found of four elements. Lanes l, l + 8, l + 16 and l + 24 take them in turn, AT_ONCE at a time, and each
+// returns its element. scores(i) is the greatest score and the sum, values(i) the four elements.
 template <u32 AT_ONCE, class Scores, class Values>
 __device__ __forceinline__ Joined join_four(u32 count, Scores scores, Values values) {
-    const u32 part = threadIdx.x % 4;
+    const u32 part = threadIdx.x / 8 % 4;
     f32 peak = LOWEST, total = 0.f, v[4] = {};
 #pragma unroll 1
     for (u32 first = 0; first < count; first += 4 * AT_ONCE) {
@@ -116,13 +116,13 @@ __device__ __forceinline__ Joined join_four(u32 count, Scores scores, Values val
             v[0] += value[k].x * share, v[1] += value[k].y * share, v[2] += value[k].z * share, v[3] += value[k].w * share;
         }
     }
-    f32 top = fmaxf(peak, __shfl_xor_sync(~0u, peak, 1));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+    f32 top = fmaxf(peak, __shfl_xor_sync(~0u, peak, 8));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 16));
     const f32 share = exp2f(peak - top);
     auto over_lanes = [&](f32 x) {
         x *= share;
-        x += __shfl_xor_sync(~0u, x, 1);
-        return x + __shfl_xor_sync(~0u, x, 2);
+        x += __shfl_xor_sync(~0u, x, 8);
+        return x + __shfl_xor_sync(~0u, x, 16);
     };
     Joined all = {top, over_lanes(total), 0.f};
 #pragma unroll
@@ -133,19 +133,27 @@ __device__ __forceinline__ Joined join_four(u32 count, Scores scores, Values val
     return all;
 }
 
+// The same for every element of `heads` heads, by all threads of a block: done(head, element, Joined).
+template <u32 WARPS, u32 AT_ONCE, class Scores, class Values, class Done>
+__device__ __forceinline__ void join_all(u32 heads, u32 count, Scores scores, Values values, Done done) {
+    for (u32 four = threadIdx.x / 32 * 8 + threadIdx.x % 8; four < heads * (DIM / 4); four += WARPS * 8) {
+        const u32 h = four / (DIM / 4), e = four % (DIM / 4) * 4, mine = e + threadIdx.x / 8 % 4;
+        const Joined all =
+            join_four<AT_ONCE>(count, [&](u32 i) { return scores(i, h); }, [&](u32 i) { return values(i, h, e); });
+        if (HEAD_DIM == DIM || mine < HEAD_DIM) done(h, mine, all);
+    }
+}
+
 // What the warps of a block found.
 template <u32 WARPS> struct Found {
     f32 out[WARPS][GROUP][DIM];
     float2 scores[WARPS][GROUP]; // the greatest and the sum
 
-    // All of them together, for every element of `count` heads: done(head, element, Joined). All threads must call it.
+    // All of them together: done(head, element, Joined) for every element of `count` heads. All threads must call it.
     template <class Done> __device__ __forceinline__ void join(u32 count, Done done) const {
-        for (u32 i = threadIdx.x / 4; i < count * (DIM / 4); i += WARPS * 8) {
-            const u32 h = i / (DIM / 4), e = i % (DIM / 4) * 4, mine = e + threadIdx.x % 4;
-            const Joined all = join_four<WARPS / 4>(
-                WARPS, [&](u32 w) { return scores[w][h]; }, [&](u32 w) { return *reinterpret_cast<const float4*>(&out[w][h][e]); });
-            if (HEAD_DIM == DIM || mine < HEAD_DIM) done(h, mine, all);
-        }
+        join_all<WARPS, WARPS / 4>(
+            count, WARPS, [&](u32 w, u32 h) { return scores[w][h]; },
+            [&](u32 w, u32 h, u32 e) { return *reinterpret_cast<const float4*>(&out[w][h][e]); }, done);
     }
 };
 

@@ -16,6 +16,7 @@
 // key is turned by every block that needs it, and written by one.
 // Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16.
 constexpr u32 WARPS = STEP_THREADS / 32;
+constexpr u32 LEAST = 64; // positions of a stretch
 
 // The arguments, as they lie in a step's phase.
 struct Call {
@@ -130,7 +131,7 @@ KERNEL attention_step(const Call& call) {
     const RopeCacheParams& params = call.params;
     const u32 count = call.count, kv = blockIdx.y, group = kv * gridDim.x + blockIdx.x, head = group * count;
     const u32 positions = row_position + 1;
-    const u32 each = gridDim.z == 1 ? positions : max((positions + SPLITS - 1) / SPLITS, Share<WARPS>::AT_ONCE);
+    const u32 each = gridDim.z == 1 ? positions : max((positions + SPLITS - 1) / SPLITS, LEAST);
     const u32 begin = min(blockIdx.z * each, positions), end = min(begin + each, positions);
     const u64 cache_at = ((u64)row_slot * params.kv_heads + kv) * params.context * HEAD_DIM;
     const Stretch stretch = {call.k_cache + cache_at, call.v_cache + cache_at, begin, min(end, row_position), end,
@@ -162,11 +163,8 @@ KERNEL attention_step(const Call& call) {
     });
     if (stretches == 1 || !comes_last(group, stretches)) return;
     constexpr u32 AT_ONCE = SPLITS < 32 ? (SPLITS + 3) / 4 : 8;
-    for (u32 i = threadIdx.x / 4; i < count * (DIM / 4); i += STEP_THREADS / 4) {
-        const u32 h = i / (DIM / 4), e = i % (DIM / 4) * 4, mine = e + threadIdx.x % 4;
-        const Joined all = join_four<AT_ONCE>(
-            stretches, [&](u32 s) { return __ldcg(scores + place_of(h, s)); },
-            [&](u32 s) { return __ldcg(reinterpret_cast<const float4*>(call.partial + place_of(h, s) * DIM + e)); });
-        if (HEAD_DIM == DIM || mine < HEAD_DIM) store(h, mine, all);
-    }
+    join_all<WARPS, AT_ONCE>(
+        count, stretches, [&](u32 i, u32 h) { return __ldcg(scores + place_of(h, i)); },
+        [&](u32 i, u32 h, u32 e) { return __ldcg(reinterpret_cast<const float4*>(call.partial + place_of(h, i) * DIM + e)); },
+        store);
 }

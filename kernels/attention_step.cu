@@ -10,7 +10,7 @@
 // What bounds it: up to some 300 positions a chain of latencies, and what one multiprocessor takes in; behind that memory,
 // 4.4 TB/s, and 6 us that a phase takes besides. us a phase of llama3-8b (32 / 8 heads of 128) on an H200, behind 190, 4,200
 // and 16,500 positions: by FMAs, the stretches joined in a phase of their own, 6.1, 18.2, 41.8; by tensor cores 6.0, 12.7,
-// 24.6; joined by the last block 6.0, 12.3, 23.8.
+// 24.6; joined by the last block, four elements a lane, 6.4, 11.4, 23.0.
 //
 // A block's warps share its positions (attention_tiles.cuh, attention_lanes.cuh) and meet once at the end. The row's own
 // key is turned by every block that needs it, and written by one.

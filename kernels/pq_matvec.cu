@@ -72,15 +72,12 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
     release_next();
 
     // A warp's steps: for each chunk of columns, each batch of row tiles, each PASSES passes over the chunk's columns,
-    // each AT_ONCE row tiles. A unit's codes for the next step are fetched when this step's are used up; where there are
-    // none, the warp's first ones again: a load that may not happen would keep registers busy.
+    // each AT_ONCE row tiles. A unit's codes for the next step are fetched when this step's are used up.
     struct { u32 chunk, batch, pass, tile; } ahead = {0, first, 0, 0};
-    const u32* nothing = codes + ((u64)min(first, row_tiles - 1) * code_tiles + min(warp, code_tiles - 1)) * TILE_WORDS;
-    u32 units[UNITS][BITS];
+    u32 units[UNITS][BITS] = {};
     auto fetch = [&](u32 unit) {
         const u32 kt = (ahead.pass + unit / AT_ONCE) * WARPS + warp, tile = ahead.batch + ahead.tile + unit % AT_ONCE;
-        const bool there = tile < last && kt < code_tiles && ahead.chunk < passes;
-        load_tile(units[unit], there ? codes + ((u64)tile * code_tiles + kt) * TILE_WORDS : nothing, lane);
+        if (tile < last && kt < code_tiles) load_tile(units[unit], codes + ((u64)tile * code_tiles + kt) * TILE_WORDS, lane);
         if (unit < UNITS - 1) return;
         ahead.tile += AT_ONCE;
         if (ahead.tile < min(BATCH, last - ahead.batch)) return;
@@ -111,23 +108,26 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
             for (u32 pass = chunk; pass < chunk_end; pass += PASSES) {
                 const u32 kt = pass * WARPS + warp;
                 const u32* staged = stage + (kt - chunk * WARPS) * TILE_STAGE + (lane / 4 % 2 * 4 + lane % 4) * 4;
+                u32 b[PASSES][NT][STEPS][2] = {}; // of x, for the batch
+#pragma unroll
+                for (u32 p = 0; p < PASSES; p++) {
+                    if (pass + p >= chunk_end || kt + p * WARPS >= code_tiles) continue;
+#pragma unroll
+                    for (int i = 0; i < PAIRS / 4; i++) {
+                        const uint4 v = *reinterpret_cast<const uint4*>(staged + p * WARPS * TILE_STAGE + i * 32);
+                        u32 (&of)[STEPS][2] = b[p][0];
+                        of[2 * i][0] = v.x, of[2 * i][1] = v.y, of[2 * i + 1][0] = v.z, of[2 * i + 1][1] = v.w;
+                    }
+                }
 #pragma unroll 1
                 for (u32 tile = 0; tile < tiles; tile += AT_ONCE) {
                     f32 acc[AT_ONCE][NT][4] = {};
 #pragma unroll
                     for (u32 p = 0; p < PASSES; p++) {
-                        u32 b[NT][STEPS][2] = {};
-                        if (pass + p < chunk_end && kt + p * WARPS < code_tiles) {
-#pragma unroll
-                            for (int i = 0; i < PAIRS / 4; i++) {
-                                const uint4 v = *reinterpret_cast<const uint4*>(staged + p * WARPS * TILE_STAGE + i * 32);
-                                b[0][2 * i][0] = v.x, b[0][2 * i][1] = v.y, b[0][2 * i + 1][0] = v.z, b[0][2 * i + 1][1] = v.w;
-                            }
-                        }
 #pragma unroll
                         for (u32 k = 0; k < AT_ONCE; k++) {
                             const u32 unit = p * AT_ONCE + k;
-                            multiply_tile<TABLE_LOG>(acc[k], units[unit], b, low, [&](int) { return TABLE_AT; });
+                            multiply_tile<TABLE_LOG>(acc[k], units[unit], b[p], low, [&](int) { return TABLE_AT; });
                             fetch(unit);
                             __syncwarp(); // keeps the compiler from putting the fetch off
                         }

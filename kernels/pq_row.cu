@@ -123,6 +123,9 @@ __device__ __forceinline__ void store_pairs(u32* to, const f32* e, f32 scale) {
     *reinterpret_cast<uint4*>(to + 16) = make_uint4(low[0], low[1], low[2], low[3]);
 }
 
+// Waits for all warps, each of which may do so in another place.
+__device__ __forceinline__ void meet() { asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory"); }
+
 // The row's columns from `begin` up to `end` (whole tiles; `begin` between spans), normalised and rotated as asked. D is 1,
 // 2, 4 or 8.
 __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32 begin, u32 end) {
@@ -149,7 +152,7 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
         if (lane == 0) squares[warp] = sum;
         __syncwarp();
         // Who has elements waits for the others' sums when it has rotated them.
-        if (first >= end) asm volatile("barrier.arrive 1, %0;" ::"n"(THREADS) : "memory");
+        if (first >= end) meet();
     }
 #pragma unroll 1
     for (; first < end; first += ROUND) {
@@ -181,7 +184,7 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
             }
         }
         if (!summed) {
-            asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory");
+            meet();
             f32 total = 0.f;
 #pragma unroll
             for (u32 k = 0; k < WARPS; k += 4) {

@@ -22,7 +22,7 @@ constexpr u32 PIECES = PAIRS / 4;           // of 16 bytes a lane, of a code til
 // Batches whose sums have room: one that warps are at, one that they add up, and one between.
 constexpr u32 SLOTS = 3, SLOT = WARPS * WARP_SUMS;
 
-// A barrier in shared memory at which every warp arrives once a round.
+// A barrier in shared memory at which every warp arrives once a round, by one lane: 32 would be as many operations.
 __device__ __forceinline__ void init_barrier(u32 barrier) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "n"(WARPS) : "memory");
 }

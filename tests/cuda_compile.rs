@@ -12,7 +12,7 @@ use rayon::prelude::*;
 const ARCHS: [(u32, u32); 2] = [(86, 99 << 10), (90, 227 << 10)];
 
 /// Bytes of registers that a kernel may spill: values used once a batch of row tiles, or once a phase of a step.
-const SPILLS: u32 = 24;
+const SPILLS: u32 = 16;
 
 /// libnvrtc of the Python package, if Python has it.
 fn from_python() -> Option<PathBuf> {

@@ -27,9 +27,16 @@ soak() {
     step "$folder/conformance" cuda_soak
 }
 
-# Of one of compute-sanitizer's tools, within ten minutes.
+# Of one of compute-sanitizer's tools, within ten minutes. racecheck does not follow a barrier at which one lane arrives for
+# its warp, as in pq_rows.cu: with all lanes arriving it finds nothing there. synccheck has to be told of more barriers.
 sanitizer() {
-    step timeout 600 compute-sanitizer --tool "$1" --error-exitcode 1 "$folder/conformance" --test-threads=1 \
+    case $1 in
+    racecheck) option="--kernel-name-exclude kernel_name=pq_rows" ;;
+    synccheck) option="--num-cuda-barriers 4096" ;;
+    *) option= ;;
+    esac
+    # shellcheck disable=SC2086
+    step timeout 600 compute-sanitizer --tool "$1" $option --error-exitcode 1 "$folder/conformance" --test-threads=1 \
         cuda::attention cuda::causal_conv cuda::delta_rule cuda::embed cuda::gated_norm cuda::gather_rows \
         cuda::rms_norm cuda::rope_cache cuda::rotate cuda::swiglu cuda::top_k cuda_chunks cuda_few
 }

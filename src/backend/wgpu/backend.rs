@@ -3,8 +3,8 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use super::joined::{Conv, Delta, Rope, Waiting};
 use super::pipelines::Arg;
+use super::waiting::{Conv, Delta, Rope, Waiting};
 use super::weight::Weight;
 use super::{Buffer, Commands, Wgpu};
 use crate::backend::{Backend, Key, WeightData};

@@ -1,10 +1,10 @@
 //! Lists of kernels: recorded, encoded, and encoded again ahead of their next use.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
-use super::joined::Waiting;
-use super::pipelines::{Arg, Constants, Pipeline};
+use super::pipelines::{Arg, Constants, Kept, Kernel};
+use super::waiting::Waiting;
 use super::{Buffer, Wgpu};
 use crate::backend::Key;
 use crate::{Error, Result};
@@ -18,21 +18,6 @@ pub struct Commands {
     kernels: Vec<Kernel>,
     /// What the next operation may take in.
     pub(super) waiting: Option<Waiting>,
-}
-
-/// One kernel, ready to be started.
-pub struct Kernel {
-    pipeline: Arc<Pipeline>,
-    group: wgpu::BindGroup,
-    grid: [u32; 2],
-}
-
-/// A list that was submitted, for the next time.
-pub struct Kept {
-    key: Key,
-    kernels: Vec<Kernel>,
-    /// The list encoded, once it has been used a second time.
-    encoded: Option<wgpu::CommandBuffer>,
 }
 
 impl Wgpu {

@@ -2,8 +2,9 @@
 
 use super::commands::Commands;
 use super::device::{Matmul, UNIFORM};
+use super::layout::Layout;
 use super::pipelines::Arg;
-use super::weight::{ALIGN, Layout, Slice, Weight};
+use super::weight::{ALIGN, Slice, Weight};
 use super::{Buffer, Wgpu};
 use crate::{Result, ops};
 

@@ -7,9 +7,11 @@ mod backend;
 mod commands;
 mod device;
 mod joined;
+mod layout;
 mod linear;
 mod pipelines;
 mod unroll;
+mod waiting;
 mod weight;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use wgpu::util::DeviceExt;
 
 use super::Buffer;
-use super::commands::Kept;
 use super::device::{Device, UNIFORM};
 use super::unroll::unroll;
+use crate::backend::Key;
 use crate::{Error, Result, ops};
 
 /// Every kernel's name and the texts that it is made of, after the parameter structs and the prelude.
@@ -73,6 +73,21 @@ pub struct Pipeline {
     layout: wgpu::BindGroupLayout,
     /// Unlike any other pipeline's.
     id: u64,
+}
+
+/// One kernel, ready to be started.
+pub struct Kernel {
+    pub pipeline: Arc<Pipeline>,
+    pub group: wgpu::BindGroup,
+    pub grid: [u32; 2],
+}
+
+/// A list that was submitted, for the next time.
+pub struct Kept {
+    pub key: Key,
+    pub kernels: Vec<Kernel>,
+    /// The list encoded, once it has been used a second time.
+    pub encoded: Option<wgpu::CommandBuffer>,
 }
 
 struct Module {

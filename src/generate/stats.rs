@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Stats {
     /// Tokens that were read before the first was drawn; what the session held from earlier is left out.
     pub prompt_tokens: usize,
-    /// The time that reading them took.
+    /// The time until the first was drawn.
     pub prompt_time: Duration,
     /// Tokens that were drawn, the one that ended the text included.
     pub generated_tokens: usize,

@@ -154,18 +154,22 @@ impl<B: Backend> TokenStream<'_, '_, B> {
         self.generator.advance(&self.text).await?;
         let read = self.generator.held.len() - held;
         let unread = self.text.len() - self.generator.held.len();
-        if self.stats.generated_tokens == 0 {
+        let first = self.stats.generated_tokens == 0;
+        if first {
             self.stats.prompt_tokens += read;
             self.stats.prompt_time = clock.elapsed();
             if unread > 0 {
                 return Ok(String::new());
             }
-            self.clock = Some(Instant::now());
         }
         let token = self.generator.draw(self.sampler, &self.text).await?;
         self.text.push(token);
         self.stats.generated_tokens += 1;
-        if self.stats.generated_tokens > 1 {
+        if first {
+            // Devices read on while more is recorded for them: the prompt is read when the token behind it is there.
+            self.stats.prompt_time = clock.elapsed();
+            self.clock = Some(Instant::now());
+        } else {
             self.stats.generation_time = clock.elapsed();
         }
         self.completion.push(token)

@@ -42,11 +42,11 @@ impl<B: Backend> Linear<B> {
         let mut groups: Vec<Group<'_>> = Vec::new();
         let mut outs = 0;
         for (((name, out), weight), turned) in layers.iter().zip(weights).zip(&turned) {
-            let (weight, rotate) = match turned {
-                Some((bytes, rotate)) => {
-                    (WeightData::Dense { dtype: Dtype::F16, rows: *out, cols, bytes }, *rotate)
+            let (rotate, weight) = match turned {
+                Some((bytes, block)) => {
+                    (*block, WeightData::Dense { dtype: Dtype::F16, rows: *out, cols, bytes })
                 }
-                None => (weight.clone(), rotate_block(&weight)),
+                None => (rotate_block(&weight), weight),
             };
             let bias = if bias { tensors.values(&format!("{name}.bias"), &[*out])? } else { Vec::new() };
             match groups.last_mut() {

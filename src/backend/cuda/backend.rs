@@ -4,7 +4,7 @@ use super::commands::{Commands, Launch};
 use super::device::Scratch;
 use super::gram::Sums;
 use super::io::Io;
-use super::kernels::{self, Cache};
+use super::kernels;
 use super::linear;
 use super::pack;
 use super::weight::{self, Kind, Weight};
@@ -12,9 +12,6 @@ use super::{Buffer, Cuda, Precision, error};
 use crate::Result;
 use crate::backend::{Backend, Bandwidth, Form, Gram, Key, Quantizer, WeightData};
 use crate::ops::{self, LinearParams};
-
-/// Rows of a segment from which on attention takes them by tiles.
-const MANY_ROWS: u32 = 16;
 
 /// Pieces of a row in argmax.cu.
 const ARGMAX_BLOCKS: u32 = 64;
@@ -258,48 +255,7 @@ impl Backend for Cuda {
     }
 
     fn attention(&self, c: &mut Commands, op: ops::Attention<'_, Buffer>) -> Result<()> {
-        let p = op.params;
-        let group = kernels::attention_group(p.heads / p.kv_heads);
-        let across = p.heads / group;
-        if let (Cache::F16, Some(shared)) = (self.cache(), kernels::attention_rows_shared(p.head_dim))
-            && p.rows >= MANY_ROWS * p.segments
-        {
-            return self.attention_rows(c, op, shared);
-        }
-        let splits = kernels::attention_splits(self.device.sms, across * p.rows, p.head_dim);
-        let unit = kernels::attention_split(p.head_dim, group, splits, self.cache());
-        let words = (p.rows * p.heads * splits) as usize;
-        let partial =
-            self.device.scratch(Scratch::Partial, words * kernels::attention_dim(p.head_dim) as usize)?;
-        let sums = self.device.scratch(Scratch::Sums, words * 2)?;
-        c.launch(
-            Launch::new(
-                self.entry(unit, "attention_split")?,
-                [across, p.rows, splits],
-                kernels::attention_threads(p.head_dim),
-                kernels::attention_shared(p.head_dim, group),
-            )
-            .memory(&op.qkv.0)
-            .memory(&op.k_cache.0)
-            .memory(&op.v_cache.0)
-            .memory(&op.rows.0)
-            .memory(&partial)
-            .memory(&sums)
-            .params(&p.words()),
-        );
-        let size = if p.rotate > 0 { p.rotate } else { 512 };
-        let units = (p.heads * p.head_dim).div_ceil(size);
-        c.launch(
-            Launch::new(self.entry(unit, "attention_combine")?, [units, p.rows, 1], 512, 0)
-                .memory(&op.qkv.0)
-                .memory(&partial)
-                .memory(&sums)
-                .memory(&op.rows.0)
-                .memory(&op.y.0)
-                .params(&p.words())
-                .params(&pack::NOWHERE),
-        );
-        Ok(())
+        self.attend(c, op)
     }
 
     fn swiglu(&self, c: &mut Commands, op: ops::SwiGlu<'_, Buffer>) -> Result<()> {
@@ -342,7 +298,7 @@ impl Backend for Cuda {
     }
 
     fn delta_rule(&self, c: &mut Commands, op: ops::DeltaRule<'_, Buffer>) -> Result<()> {
-        self.delta_rows(c, op)
+        self.delta(c, op)
     }
 
     fn gated_norm(&self, c: &mut Commands, op: ops::GatedNorm<'_, Buffer>) -> Result<()> {

@@ -34,7 +34,7 @@ pub fn by_chunks(key_dim: u32, limit: usize) -> Option<(Unit, u32)> {
 }
 
 impl Cuda {
-    pub(super) fn delta_rows(&self, c: &mut Commands, op: DeltaRule<'_, Buffer>) -> Result<()> {
+    pub(super) fn delta(&self, c: &mut Commands, op: DeltaRule<'_, Buffer>) -> Result<()> {
         let p = op.params;
         if let Some((unit, shared)) = by_chunks(p.key_dim, self.device.shared_limit)
             && self.precision == Precision::Half

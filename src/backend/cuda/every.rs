@@ -1,10 +1,10 @@
 //! Every kernel in every kind of specialisation, for tests that compile them without a device.
 
-use super::delta_rule;
 use super::kernels::*;
 use super::matmul::{self, Tables, Tiles};
 use super::step;
 use super::unit::Unit;
+use super::{attention, delta_rule};
 use crate::pq::PqSpec;
 
 /// A unit with the most dynamic shared memory that a launch of it asks for.
@@ -51,9 +51,12 @@ pub fn units(limit: usize) -> Vec<Checked> {
         [(1, 1, 8), (16, 2, 16), (64, 1, 1), (64, 2, 32), (80, 3, 8), (128, 4, 16), (256, 4, 33)]
     {
         for cache in caches {
-            all.push((attention_split(head_dim, group, splits, cache), attention_shared(head_dim, group)));
+            all.push((
+                attention::by_splits(head_dim, group, splits, cache),
+                attention::split_shared(head_dim, group),
+            ));
         }
-        all.extend(attention_rows_shared(head_dim).map(|shared| (attention(head_dim), shared)));
+        all.extend(attention::rows_shared(head_dim).map(|shared| (attention::by_tiles(head_dim), shared)));
     }
     let specs = [
         "1-4",

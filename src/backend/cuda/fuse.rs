@@ -1,9 +1,10 @@
 //! What neighbouring operations of a step become: norms, rotations and SwiGLU move into the kernels of the
 //! matrices before or behind them (kernels/pq_row.cu), attention into fewer phases.
 
+use super::attention;
 use super::commands::{Arg, Kernel};
 use super::device::{Device, Scratch};
-use super::kernels::{self, TILE_ROWS};
+use super::kernels::TILE_ROWS;
 use super::memory::{Memory, address};
 use super::unit::Unit;
 use crate::Result;
@@ -277,7 +278,7 @@ fn join_attention(device: &Device, phases: &mut Vec<Phase>, keep: &mut Vec<Memor
             let rest = [scale, gated, signs, Arg::Word(count)];
             [turn].iter().chain(inputs).chain(&caches).chain(&to).chain(&rest).copied().collect()
         };
-        let shared = kernels::attention_step_shared(head_dim, heads / groups);
+        let shared = attention::step_shared(head_dim, heads / groups);
         let near = [heads / kv_heads, kv_heads, 1];
         let far = [groups / kv_heads, kv_heads, splits];
         let joined = [

@@ -1,8 +1,9 @@
 //! What the kernels of linear layers read and write.
 
+use super::commands::Launch;
 use super::memory::Memory;
 use super::unit::Unit;
-use super::weight::Part;
+use super::weight::{Part, Pq};
 use crate::backend::Dtype;
 use crate::ops::LinearParams;
 
@@ -29,6 +30,15 @@ impl Io<'_> {
     /// The parameters with the part's columns.
     pub fn of_part(&self, part: &Part) -> LinearParams {
         LinearParams { y_offset: self.params.y_offset + part.first as u32, ..self.params }
+    }
+
+    /// A launch with a part's codes, codebooks, scales and bias, which its other arguments follow.
+    pub fn multiply(&self, launch: Launch, pq: &Pq, part: &Part) -> Launch {
+        launch
+            .memory(&pq.codes)
+            .memory(&pq.codebooks)
+            .optional(pq.scales.as_ref(), 0)
+            .optional(self.bias, part.first as u64 * 4)
     }
 }
 

@@ -10,8 +10,6 @@ pub const TILE_CODES: usize = 64;
 fn table_limit(limit: usize) -> usize {
     if limit >= ROOMY { 64 << 10 } else { 32 << 10 }
 }
-/// Warps of a block of attention of few rows, at most.
-const ATTENTION_WARPS: u32 = 16;
 /// Values that top_k finds at most.
 pub const TOP_K: usize = 1024;
 /// Rows of a piece of the causal convolution.
@@ -300,70 +298,6 @@ pub fn dense_row(dtype: u32, cols: usize, limit: usize) -> Option<(Unit, u32)> {
         .then(|| (Unit::new("dense_row", &[("DENSE_DTYPE", dtype)]), shared as u32))
 }
 
-/// Query heads of a block, of `heads` that share a key/value head: as many as attention_tiles.cuh has columns for.
-pub fn attention_group(heads: u32) -> u32 {
-    (1..=4).rev().find(|group| heads.is_multiple_of(*group)).unwrap_or(1)
-}
-
-/// Threads of a block of attention_split.
-pub fn attention_threads(head_dim: u32) -> u32 {
-    if head_dim <= 128 { 512 } else { 256 }
-}
-
-/// Stretches of positions that one row's attention is split into, where there are `blocks` blocks without: enough
-/// for a block on every multiprocessor, and no more than the weights of a block's heads have room for.
-pub fn attention_splits(sms: u32, blocks: u32, head_dim: u32) -> u32 {
-    let room = 8192 / (512 / head_dim + 2);
-    (sms / blocks).clamp(1, 64).min(room)
-}
-
-/// Elements of a head in shared memory (DIM in attention_lanes.cuh).
-pub fn attention_dim(head_dim: u32) -> u32 {
-    head_dim.next_power_of_two().max(64)
-}
-
-/// Shared memory of what 16 warps or fewer find for `heads` heads (Found in attention_lanes.cuh).
-fn attention_found(head_dim: u32, heads: u32) -> u32 {
-    ATTENTION_WARPS * heads * (attention_dim(head_dim) + 2) * 4
-}
-
-/// The same of the queries of `group` heads, f32 or as attention_tiles.cuh has them.
-fn attention_queries(head_dim: u32, group: u32) -> u32 {
-    let dim = attention_dim(head_dim);
-    (group * dim * 4).max(8 * (dim + 32) * 2)
-}
-
-/// Shared memory of attention_split for `group` heads.
-pub fn attention_shared(head_dim: u32, group: u32) -> u32 {
-    attention_found(head_dim, group) + attention_queries(head_dim, group)
-}
-
-/// Shared memory of attention_step, which has the row's key and value besides.
-pub fn attention_step_shared(head_dim: u32, group: u32) -> u32 {
-    attention_shared(head_dim, group) + 2 * attention_dim(head_dim) * 4
-}
-
-/// Of few rows, split over the positions.
-pub fn attention_split(head_dim: u32, group: u32, splits: u32, cache: Cache) -> Unit {
-    let unit = Unit::new("attention_split", &[("HEAD_DIM", head_dim), ("GROUP", group), ("SPLITS", splits)]);
-    cache.apply(unit)
-}
-
-/// Of many rows.
-pub fn attention(head_dim: u32) -> Unit {
-    Cache::F16.apply(Unit::new("attention", &[("HEAD_DIM", head_dim)]))
-}
-
-/// Rows of a block of the prefill kernel.
-pub const ATTENTION_ROWS: u32 = 64;
-
-/// Shared memory of a block of the prefill kernel (TILE_Q, TILE_P and PITCH in attention.cu), for heads that it takes.
-pub fn attention_rows_shared(head_dim: u32) -> Option<u32> {
-    let positions = if head_dim <= 128 { 64 } else { 32 };
-    (head_dim.is_multiple_of(16) && head_dim <= 256)
-        .then_some((ATTENTION_ROWS + 2 * positions) * (head_dim + 8) * 2)
-}
-
 pub fn rope_cache(cache: Cache) -> Unit {
     cache.apply(Unit::new("rope_cache", &[("HEAD_DIM_MAX", 512)]))
 }
@@ -376,7 +310,7 @@ pub enum Cache {
 }
 
 impl Cache {
-    fn apply(self, unit: Unit) -> Unit {
+    pub fn apply(self, unit: Unit) -> Unit {
         match self {
             Cache::F32 => unit,
             Cache::F16 => unit.with("CACHE_F16", 1),

@@ -189,7 +189,6 @@ impl Cuda {
         let (rows, params) = (io.params.rows, io.of_part(part));
         let row_tiles = part.rows.div_ceil(TILE_ROWS) as u32;
         let code_tiles = pq.code_tiles as u32;
-        let bias_at = part.first as u64 * 4;
         match pq.lookup {
             Lookup::Shared { replicas } if rows > 1 => {
                 let kernel = Rows::new(&pq.spec, replicas, rows, self.device.shared_limit);
@@ -197,16 +196,16 @@ impl Cuda {
                 let grid = row_tiles.min(self.device.sms);
                 let function = self.device.function(kernel.unit, "pq_rows")?;
                 c.launch(
-                    Launch::new(function, [grid, 1, 1], kernel.warps * 32, kernel.shared)
-                        .memory(&pq.codes)
-                        .memory(&pq.codebooks)
-                        .optional(pq.scales.as_ref(), 0)
-                        .optional(io.bias, bias_at)
-                        .memory(&packed)
-                        .memory_at(io.y, io.y_at())
-                        .word(part.rows as u32)
-                        .word(code_tiles)
-                        .params(&params.words()),
+                    io.multiply(
+                        Launch::new(function, [grid, 1, 1], kernel.warps * 32, kernel.shared),
+                        pq,
+                        part,
+                    )
+                    .memory(&packed)
+                    .memory_at(io.y, io.y_at())
+                    .word(part.rows as u32)
+                    .word(code_tiles)
+                    .params(&params.words()),
                 );
             }
             Lookup::Shared { replicas } => {
@@ -215,30 +214,26 @@ impl Cuda {
                 let grid = row_tiles.min(self.device.sms);
                 let function = self.device.function(kernel.unit, "pq_matvec_shared")?;
                 c.launch(
-                    Launch::new(function, [grid, 1, 1], kernel.warps * 32, kernel.shared(chunk))
-                        .matvec(kernel)
-                        .memory(&pq.codes)
-                        .memory(&pq.codebooks)
-                        .optional(pq.scales.as_ref(), 0)
-                        .optional(io.bias, bias_at)
-                        .memory_at(io.x, io.x_at(cols))
-                        .memory_at(io.y, io.y_at())
-                        .word(part.rows as u32)
-                        .word(cols as u32)
-                        .word(code_tiles)
-                        .word(chunk)
-                        .params(&params.words()),
+                    io.multiply(
+                        Launch::new(function, [grid, 1, 1], kernel.warps * 32, kernel.shared(chunk))
+                            .matvec(kernel),
+                        pq,
+                        part,
+                    )
+                    .memory_at(io.x, io.x_at(cols))
+                    .memory_at(io.y, io.y_at())
+                    .word(part.rows as u32)
+                    .word(cols as u32)
+                    .word(code_tiles)
+                    .word(chunk)
+                    .params(&params.words()),
                 );
             }
             Lookup::Subspace => self.pq_matvec_subspace(c, std::slice::from_ref(part), cols, io)?,
             Lookup::Memory => {
                 let function = self.device.function(kernels::matvec_any(&pq.spec), "pq_matvec")?;
                 c.launch(
-                    Launch::new(function, [row_tiles.div_ceil(4), rows, 1], 128, 0)
-                        .memory(&pq.codes)
-                        .memory(&pq.codebooks)
-                        .optional(pq.scales.as_ref(), 0)
-                        .optional(io.bias, bias_at)
+                    io.multiply(Launch::new(function, [row_tiles.div_ceil(4), rows, 1], 128, 0), pq, part)
                         .memory_at(io.x, io.x_at(cols))
                         .memory_at(io.y, io.y_at())
                         .word(part.rows as u32)

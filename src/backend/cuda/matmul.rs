@@ -258,11 +258,7 @@ impl Cuda {
         let arrivals = self.device.scratch(Scratch::Arrivals, outputs as usize)?;
         let function = self.device.function(tiles.unit, "pq_matmul_tiles")?;
         c.launch(
-            Launch::new(function, [grid, 1, 1], tiles.threads, tiles.shared)
-                .memory(&pq.codes)
-                .memory(&pq.codebooks)
-                .optional(pq.scales.as_ref(), 0)
-                .optional(io.bias, part.first as u64 * 4)
+            io.multiply(Launch::new(function, [grid, 1, 1], tiles.threads, tiles.shared), pq, part)
                 .memory(&packed)
                 .memory_at(io.y, io.y_at())
                 .memory(&partial)

@@ -6,6 +6,7 @@
 //! them around product-quantized matrices with few rows become phases of one launch (step.rs). What the RTX 3090 can
 //! reach is in [`roofline`].
 
+mod attention;
 mod backend;
 mod commands;
 mod delta_rule;
@@ -99,26 +100,6 @@ impl Cuda {
     /// The same device with one way to multiply several rows by product-quantized matrices, where that way serves.
     pub fn with_way(self, way: Way) -> Self {
         Self { forced: Some(way), ..self }
-    }
-
-    fn attention_rows(&self, c: &mut Commands, op: ops::Attention<'_, Buffer>, shared: u32) -> Result<()> {
-        let p = op.params;
-        let function = self.entry(kernels::attention(p.head_dim), "attention_rows")?;
-        let grid = [p.rows.div_ceil(kernels::ATTENTION_ROWS), p.heads, p.segments];
-        c.launch(
-            Launch::new(function, grid, 128, shared)
-                .memory(&op.qkv.0)
-                .memory(&op.k_cache.0)
-                .memory(&op.v_cache.0)
-                .memory(&op.segments.0)
-                .memory(&op.y.0)
-                .params(&p.words()),
-        );
-        if p.rotate > 0 {
-            let params = ops::RotateParams { rows: p.rows, dim: p.heads * p.head_dim, rotate: p.rotate };
-            self.rotate_rows(c, &op.y.0, &op.y.0, params)?;
-        }
-        Ok(())
     }
 
     /// x and y may be the same.

@@ -59,14 +59,12 @@ impl Wgpu {
     /// `linear` of a whole weight.
     pub(super) fn linear_slices(&self, c: &mut Commands, op: &ops::Linear<'_, Buffer, Weight>) -> Result<()> {
         for slices in op.weight.slices.chunk_by(|a, b| a.words.id() == b.words.id()) {
-            match slices {
-                [slice] => self.linear_slice(c, op, slice)?,
-                // A dense slice alone has a kernel of its own.
-                _ if slices.iter().all(|slice| matches!(slice.layout, Layout::Dense(_))) => {
-                    slices.iter().try_for_each(|slice| self.linear_slice(c, op, slice))?;
-                }
-                _ if op.params.rows as usize <= MATVEC_ROWS => self.matvec(c, op, slices)?,
-                _ => slices.iter().try_for_each(|slice| self.linear_slice(c, op, slice))?,
+            let dense = slices.iter().all(|slice| matches!(slice.layout, Layout::Dense(_)));
+            // Dense slices have a kernel of their own.
+            if slices.len() > 1 && !dense && op.params.rows as usize <= MATVEC_ROWS {
+                self.matvec(c, op, slices)?;
+            } else {
+                slices.iter().try_for_each(|slice| self.linear_slice(c, op, slice))?;
             }
         }
         Ok(())

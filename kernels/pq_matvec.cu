@@ -40,7 +40,7 @@ __device__ __forceinline__ bool pair_whole(u32 i) { return ENTRY == 1 || i % ENT
 
 // x's columns of `tiles` code tiles from `first` on, as they are.
 __device__ __forceinline__ void stage_plain(u32* stage, const f32* x, u32 in, u32 first, u32 tiles) {
-    constexpr u32 BATCHED = 8;
+    constexpr u32 BATCHED = PASSES > 1 ? 8 : 4; // as registers suffice
     const u32 count = tiles * WORDS;
     for (u32 i0 = threadIdx.x; i0 < count; i0 += BATCHED * blockDim.x) {
         f32 a[BATCHED], b[BATCHED];
@@ -73,19 +73,20 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
 
     // A warp's steps: for each chunk of columns, each batch of row tiles, each PASSES passes over the chunk's columns,
     // each AT_ONCE row tiles. A unit's codes for the next step are fetched when this step's are used up.
-    struct { u32 chunk, batch, pass, tile; } ahead = {0, first, 0, 0};
+    struct { u32 chunk, pass, tile; } ahead = {0, 0, first};
     u32 units[UNITS][BITS] = {};
     auto fetch = [&](u32 unit) {
-        const u32 kt = (ahead.pass + unit / AT_ONCE) * WARPS + warp, tile = ahead.batch + ahead.tile + unit % AT_ONCE;
+        const u32 kt = (ahead.pass + unit / AT_ONCE) * WARPS + warp, tile = ahead.tile + unit % AT_ONCE;
         if (tile < last && kt < code_tiles) load_tile(units[unit], codes + ((u64)tile * code_tiles + kt) * TILE_WORDS, lane);
         if (unit < UNITS - 1) return;
         ahead.tile += AT_ONCE;
-        if (ahead.tile < min(BATCH, last - ahead.batch)) return;
-        ahead.tile = 0;
+        if (ahead.tile < last && (ahead.tile - first) % BATCH) return;
         ahead.pass += PASSES;
-        if (ahead.pass < min(ahead.chunk + chunk_passes, passes)) return;
-        ahead.batch += BATCH;
-        if (ahead.batch >= last) ahead.batch = first, ahead.chunk += chunk_passes;
+        if (ahead.pass < min(ahead.chunk + chunk_passes, passes)) {
+            ahead.tile = first + (ahead.tile - 1 - first) / BATCH * BATCH;
+            return;
+        }
+        if (ahead.tile >= last) ahead.tile = first, ahead.chunk += chunk_passes;
         ahead.pass = ahead.chunk;
     };
 #pragma unroll
@@ -94,7 +95,6 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
     wait_inputs();
 
     const u32 low = lane_offset(lane);
-    u32 parity = 0;
     for (u32 chunk = 0; chunk < passes; chunk += chunk_passes) {
         const u32 chunk_end = min(chunk + chunk_passes, passes);
         if (chunk) __syncthreads(); // the stage is used no more
@@ -103,8 +103,7 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
         __syncthreads();
         for (u32 batch = first; batch < last; batch += BATCH) {
             const u32 tiles = min(BATCH, last - batch);
-            f32* partial = partials + parity * WARPS * SUMS;
-            parity ^= 1;
+            f32* partial = partials + (batch - first) / BATCH % 2 * WARPS * SUMS;
             for (u32 pass = chunk; pass < chunk_end; pass += PASSES) {
                 const u32 kt = pass * WARPS + warp;
                 const u32* staged = stage + (kt - chunk * WARPS) * TILE_STAGE + (lane / 4 % 2 * 4 + lane % 4) * 4;

@@ -237,8 +237,7 @@ __device__ __forceinline__ void fill_table(char* table, const u32* codebook) {
         uint4 v[BATCHED];
 #pragma unroll
         for (u32 k = 0; k < BATCHED; k++) {
-            const u32 i = first + k * blockDim.x;
-            if (i < COUNT) v[k] = value(i);
+            v[k] = value(min(first + k * blockDim.x, COUNT - 1));
         }
 #pragma unroll
         for (u32 k = 0; k < BATCHED; k++) {

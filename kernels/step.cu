@@ -90,15 +90,17 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1) step(const Phase* 
     row_signs[threadIdx.x] = 0;
     if (threadIdx.x == 0) {
         table_of = nullptr, arrivals_wanted = 0;
-        if (rows) row_slot = rows[0], row_position = rows[1];
+        row_slot = rows ? rows[0] : 0, row_position = rows ? rows[1] : 0;
     }
     __syncthreads();
-    const bool far = rows && row_position >= STEP_NEAR;
-    for (u32 i = 0, ended = 1, slot = 0; i < count; ended++, slot ^= 1) {
-        i = phases[slot].next[far];
-        load(i, slot ^ 1);
-        run(phases[slot]);
+    u32 i = 0;
+    for (u32 ended = 1; i < count; ended++) {
+        const Phase& phase = phases[(ended - 1) % 2];
+        auto next = [&]() { return phase.next[row_position >= STEP_NEAR]; };
+        load(next(), ended % 2);
+        run(phase);
         arrived();
+        i = next();
         __syncthreads();
         if (threadIdx.x) continue;
         arrivals_wanted = ended * gridDim.x;

@@ -33,7 +33,7 @@ cargo test --release
 # The kernels again, on the other driver, which is slow: whole models once, in one way.
 if [ -e "$swiftshader" ]; then
     VK_DRIVER_FILES="$swiftshader" cargo test --release --test conformance wgpu -- \
-        --skip wgpu_lut::forward --skip wgpu_decode
+        --skip wgpu_full::forward --skip wgpu::steps_near
 else
     echo "NOT TESTED: kernels on SwiftShader; there is no Chromium" >&2
 fi

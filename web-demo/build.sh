@@ -23,7 +23,7 @@ fi
 
 rm -rf dist
 mkdir dist
-cargo run --release --quiet -p bindgen -- "$out/release/fasq_web.wasm" dist
+cargo run --quiet -p bindgen -- "$out/release/fasq_web.wasm" dist
 cp page/* dist/
 cp "$model" dist/wiki-32m.fasq
 echo "web-demo/dist: $(gzip -9 -c dist/fasq_web_bg.wasm | wc -c) bytes of wasm, gzipped; web-demo/serve.sh serves it"

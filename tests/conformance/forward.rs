@@ -15,7 +15,7 @@ use crate::harness::{Checks, Device, Tolerance, f64s};
 const LOGITS: Tolerance = Tolerance { abs: 5e-4, rel: 0.0 };
 const HIDDEN: Tolerance = Tolerance { abs: 5e-4, rel: 1e-4 };
 
-/// The fixtures of this project, and, where it lies beside it, the larger shared set.
+/// The fixtures of this project, and what the larger shared set has besides, where it lies beside it.
 pub fn fixtures() -> Vec<PathBuf> {
     let root = crate::root();
     let sets = [root.join("tests/fixtures"), root.join("../shared/fixtures")];
@@ -25,7 +25,8 @@ pub fn fixtures() -> Vec<PathBuf> {
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()));
     let mut list: Vec<PathBuf> = folders.filter(|path| path.join("reference.safetensors").exists()).collect();
-    list.sort();
+    list.sort_by_key(|path| path.file_name().map(ToOwned::to_owned));
+    list.dedup_by_key(|path| path.file_name().map(ToOwned::to_owned));
     assert!(list.len() >= 4, "fixtures are missing");
     list
 }

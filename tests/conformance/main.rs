@@ -43,13 +43,13 @@ conformance!(wgpu_full, crate::wgpu::full());
 conformance!(wgpu_plain, crate::wgpu::plain());
 
 #[cfg(feature = "wgpu")]
-conformance!(wgpu_lut, crate::wgpu::lut(), [forward, pq_matmul], harness::EXACT);
+conformance!(wgpu_lut, crate::wgpu::lut(), [pq_matmul], harness::EXACT);
 
 #[cfg(feature = "wgpu")]
 conformance!(wgpu_half, crate::wgpu::half(), [forward, pq_matmul], harness::HALF);
 
 #[cfg(feature = "wgpu")]
-conformance!(wgpu_decode, crate::wgpu::full(), [decode], harness::EXACT);
+conformance!(wgpu_decode, crate::wgpu::gpu(), [decode], harness::EXACT);
 
 #[cfg(feature = "cuda")]
 conformance!(cuda, cuda(Precision::Single));

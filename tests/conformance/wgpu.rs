@@ -12,6 +12,8 @@ use fasq::model::random::{Random, Storage};
 use fasq::model::{Batch, Model, Session, SessionOptions, Source};
 use pollster::block_on;
 
+use crate::harness::{Checks, Device, EXACT};
+
 /// The device opened with `options`, one for all tests; None, and a line that says so, where there is no adapter.
 fn open(device: &'static OnceLock<Option<Wgpu>>, options: Options) -> Option<Wgpu> {
     let opened = device
@@ -23,6 +25,16 @@ fn open(device: &'static OnceLock<Option<Wgpu>>, options: Options) -> Option<Wgp
 pub fn full() -> Option<Wgpu> {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
     open(&DEVICE, Options { gpu_kernels: true, matmul: Some(Matmul::Tile), ..Options::default() })
+}
+
+/// The same, where it is no CPU that takes minutes for long texts.
+pub fn gpu() -> Option<Wgpu> {
+    let device = full()?;
+    if device.adapter().device_type == ::wgpu::DeviceType::Cpu {
+        eprintln!("NOT TESTED: no GPU");
+        return None;
+    }
+    Some(device)
 }
 
 /// Many rows by looking products up.
@@ -94,6 +106,15 @@ fn a_token_takes_few_kernels() {
             source.config().family
         );
     }
+}
+
+/// Decode steps on any adapter; see `wgpu_decode`.
+#[test]
+fn steps_near_the_beginning() {
+    let Some(device) = full() else { return };
+    let mut checks = Checks::with_floor(EXACT);
+    crate::decode::near(&Device(device), &mut checks);
+    checks.finish();
 }
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/wiki-32m.fasq");

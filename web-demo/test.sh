@@ -1,6 +1,7 @@
 #!/bin/sh
 # The built page (build.sh) in headless Chromium: its text must be the native CPU backend's.
-# Usage: web-demo/test.sh [FOLDER], where screenshots go if a folder is given. Exits with 75 where there is no browser.
+# Usage: web-demo/test.sh [FOLDER [TEST]]: screenshots go to the folder, if one is given; only tests with TEST in their names
+# run, two at a time. Exits with 75 where there is no browser.
 set -eu
 [ -z "${1:-}" ] || { mkdir -p "$1"; screenshots=$(cd "$1" && pwd); }
 cd "$(dirname "$0")"
@@ -11,4 +12,4 @@ export PROMPT="The history of the city begins" SCREENSHOTS="${screenshots:-}"
 EXPECTED=$(cargo run --release --quiet --manifest-path ../Cargo.toml --bin fasq-run -- \
     --backend cpu --greedy --quiet -n 16 -p "$PROMPT")
 export EXPECTED
-exec node test/browser.mjs
+exec node test/browser.mjs "${2:-}"

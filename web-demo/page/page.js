@@ -24,11 +24,19 @@ function ready(isReady, isWriting = false) {
   for (const id of ["demo", "file", "backend"]) $(id).disabled = isWriting;
 }
 
-// The demo model, from the browser's cache where it is there.
+// What tells one version of a file on the server from another.
+function versionOf({ headers }) {
+  return headers.get("etag") ?? headers.get("last-modified") ?? headers.get("content-length") ?? "";
+}
+
+// The demo model, from the browser's cache where it is there and the server has no other.
 async function fetchDemo() {
   const cache = await globalThis.caches?.open("fasq").catch(() => null);
   const kept = await cache?.match(DEMO);
-  if (kept) return new Uint8Array(await kept.arrayBuffer());
+  if (kept) {
+    const there = await fetch(DEMO, { method: "HEAD" }).catch(() => null);
+    if (!there?.ok || versionOf(there) === kept.headers.get("version")) return new Uint8Array(await kept.arrayBuffer());
+  }
   const response = await fetch(DEMO);
   if (!response.ok) throw new Error(`${DEMO}: the server answers ${response.status}`);
   const total = Number(response.headers.get("content-length")) || 0;
@@ -45,7 +53,7 @@ async function fetchDemo() {
   }
   const blob = new Blob(parts);
   // A full disk only costs another download.
-  await cache?.put(DEMO, new Response(blob)).catch(() => {});
+  await cache?.put(DEMO, new Response(blob, { headers: { version: versionOf(response) } })).catch(() => {});
   return new Uint8Array(await blob.arrayBuffer());
 }
 

@@ -237,6 +237,7 @@ __device__ __forceinline__ void fill_table(char* table, const u32* codebook) {
         uint4 v[BATCHED];
 #pragma unroll
         for (u32 k = 0; k < BATCHED; k++) {
+            // Past the end the last one again: with a condition the compiler would keep the round before, and spill it.
             v[k] = value(min(first + k * blockDim.x, COUNT - 1));
         }
 #pragma unroll

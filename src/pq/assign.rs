@@ -2,6 +2,8 @@
 
 use multiversion::multiversion;
 
+use super::cells::Cells;
+
 /// Vectors that are searched together, one in each SIMD lane.
 const LANES: usize = 64;
 
@@ -14,6 +16,8 @@ pub struct Nearest {
     d: usize,
     /// `[k, d + 1]`.
     rows: Vec<f32>,
+    /// Where there are many vectors to come.
+    cells: Option<Cells>,
 }
 
 impl Nearest {
@@ -26,13 +30,43 @@ impl Nearest {
                 c.iter().copied().chain([-half_norm])
             })
             .collect();
-        Self { d, rows }
+        Self { d, rows, cells: None }
+    }
+
+    /// The same, faster for `count` vectors or more.
+    pub fn for_many(centroids: &[f32], d: usize, count: usize) -> Self {
+        Self { cells: Cells::new(centroids, d, count), ..Self::new(centroids, d) }
     }
 
     /// Writes the index of the nearest centroid of each of `vectors` `[codes.len(), d]`; the lowest index wins a tie.
     pub fn assign(&self, vectors: &[f32], codes: &mut [u16]) {
         debug_assert_eq!(vectors.len(), codes.len() * self.d);
-        search(self.d, &self.rows, vectors, codes);
+        match (&self.cells, self.d) {
+            (Some(cells), 1) => self.look_up::<1>(cells, vectors, codes),
+            (Some(cells), 2) => self.look_up::<2>(cells, vectors, codes),
+            (Some(cells), 3) => self.look_up::<3>(cells, vectors, codes),
+            (Some(cells), 4) => self.look_up::<4>(cells, vectors, codes),
+            _ => search(self.d, &self.rows, vectors, codes),
+        }
+    }
+
+    /// [`Nearest::assign`] among each vector's candidates: the same scores in the same order, and so the same codes.
+    fn look_up<const D: usize>(&self, cells: &Cells, vectors: &[f32], codes: &mut [u16]) {
+        for (x, code) in vectors.as_chunks::<D>().0.iter().zip(codes) {
+            let Some(candidates) = cells.around(x) else {
+                search(D, &self.rows, x, std::slice::from_mut(code));
+                continue;
+            };
+            let mut best = (f32::NEG_INFINITY, 0);
+            for &i in candidates {
+                let row = &self.rows[usize::from(i) * (D + 1)..][..D + 1];
+                let score = x.iter().zip(row).fold(row[D], |score, (x, c)| score + x * c);
+                if score > best.0 {
+                    best = (score, i);
+                }
+            }
+            *code = best.1;
+        }
     }
 
     /// The nearest centroid of a vector of which only the first `x.len() <= d` elements count.
@@ -120,6 +154,36 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// With cells and without: codes of every vector, those beyond the grid, on its edges and not finite included.
+    #[test]
+    fn cells_change_nothing() {
+        for (d, k, count) in
+            [(1, 256, 9000), (2, 256, 40_000), (2, 1000, 40_000), (3, 512, 270_000), (4, 100, 530_000)]
+        {
+            for scale in [1e-3, 1.0, 300.0] {
+                let mut centroids: Vec<f32> = numbers(k * d, 3).iter().map(|v| v * v * v * scale).collect();
+                // Equals, of which the first has to win.
+                centroids.copy_within(..4 * d, 20 * d);
+                let mut x: Vec<f32> = numbers(count * d, 9).iter().map(|v| v * 1.4 * scale).collect();
+                x[..centroids.len()].copy_from_slice(&centroids);
+                for (i, odd) in [f32::NAN, f32::INFINITY, -1e30, 0.0, -0.0].into_iter().enumerate() {
+                    x[(2 * i + 1) * d] = odd;
+                }
+                let (plain, many) = (Nearest::new(&centroids, d), Nearest::for_many(&centroids, d, count));
+                let cells = many.cells.as_ref().expect("cells");
+                assert!(cells.mean() < k as f64 / 3.0, "{} candidates of {k}, d {d}", cells.mean());
+                let (mut expected, mut found) = (vec![0; count], vec![0; count]);
+                plain.assign(&x, &mut expected);
+                many.assign(&x, &mut found);
+                let differ = expected.iter().zip(&found).filter(|(a, b)| a != b).count();
+                assert_eq!(differ, 0, "of {count}, d {d}, k {k}, scale {scale}");
+            }
+        }
+        let flat = [1.0, 2.0].repeat(200);
+        assert!(Nearest::for_many(&flat, 2, 1 << 20).cells.is_none(), "no extent");
+        assert!(Nearest::for_many(&numbers(512, 1), 2, 100).cells.is_none(), "few vectors");
     }
 
     #[test]

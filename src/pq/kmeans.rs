@@ -27,7 +27,7 @@ pub fn lloyd(vectors: &[f32], d: usize, centroids: &mut [f32], steps: usize) {
 
 /// The nearest centroid of every vector.
 fn assign(vectors: &[f32], d: usize, centroids: &[f32], codes: &mut [u16]) {
-    let nearest = Nearest::new(centroids, d);
+    let nearest = Nearest::for_many(centroids, d, codes.len());
     codes
         .par_chunks_mut(CHUNK)
         .zip(vectors.par_chunks(CHUNK * d))

@@ -2,6 +2,7 @@
 
 pub mod assign;
 pub mod carry;
+mod cells;
 pub mod kmeans;
 pub mod matrix;
 pub mod pack;

@@ -87,7 +87,7 @@ pub fn quantize(
         Scope::Universal => universal::codebook(spec.d, spec.k),
         _ => train(name, &weights, cols, spec)?,
     };
-    let mut books = Books::new(codebooks.clone(), spec, cols);
+    let mut books = Books::new(codebooks.clone(), spec, rows, cols);
     if carry.is_some() {
         books.block_rows = carry::ROWS;
     }
@@ -270,10 +270,12 @@ struct Books {
 }
 
 impl Books {
-    fn new(codebooks: Arc<[f16]>, spec: PqSpec, cols: usize) -> Self {
+    /// For `rows` rows of `cols` weights.
+    fn new(codebooks: Arc<[f16]>, spec: PqSpec, rows: usize, cols: usize) -> Self {
         let centroids = codebooks.to_f32_vec();
-        let nearest: Vec<_> =
-            centroids.par_chunks(spec.k * spec.d).map(|book| Nearest::new(book, spec.d)).collect();
+        let count = rows * spec.subspaces_per_codebook(cols).min(spec.subspaces(cols));
+        let books = centroids.par_chunks(spec.k * spec.d);
+        let nearest: Vec<_> = books.map(|book| Nearest::for_many(book, spec.d, count)).collect();
         let block_rows = if nearest.len() > 1 { 64 } else { 8 };
         Self { spec, cols, centroids, nearest, block_rows }
     }

@@ -258,6 +258,9 @@ fn stderr_tells_and_quiet_does_not() {
     }
     assert!(!stderr(&run(&["--backend", "cpu"])).contains("(auto)"));
     assert_eq!(stderr(&run(&["-q"])), "");
+    // Neither do the drivers that are asked for a GPU, where nobody has logged in.
+    let mut bare = run_fixture("llama32-tiny-tied", &["-p", "a", "-n", "5", "-q"]);
+    assert_eq!(stderr(&bare.env_remove("XDG_RUNTIME_DIR").output().unwrap()), "");
 }
 
 #[test]

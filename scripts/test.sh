@@ -28,14 +28,6 @@ fi
 cargo fmt --check
 cargo clippy --release --all-targets -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --lib
-cargo test --release --no-run
-
-# The page is built beside the tests: a compiler's last minute takes one core.
-web_log=$(mktemp)
-trap 'kill "$web" 2>/dev/null || true; rm -f "$web_log"' EXIT
-sh web-demo/build.sh >"$web_log" 2>&1 &
-web=$!
-
 cargo test --release
 
 # The kernels again, on the other driver, which is slow: whole models once, in one way.
@@ -48,9 +40,7 @@ fi
 
 # The page, in a browser. 75: something that it takes cannot be had here.
 status=0
-wait "$web" || status=$?
-cat "$web_log"
-[ "$status" != 0 ] || sh web-demo/test.sh || status=$?
+{ sh web-demo/build.sh && sh web-demo/test.sh; } || status=$?
 if [ "$status" = 75 ]; then
     echo "NOT TESTED: the page in a browser" >&2
 elif [ "$status" != 0 ]; then

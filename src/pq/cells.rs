@@ -51,7 +51,9 @@ impl Cells {
                 return None;
             }
         }
-        let lists = Space { centroids, d, low, extent }.lists(side);
+        let farthest: f64 =
+            low.iter().zip(extent).map(|(low, extent)| (f64::from(low.abs()) + extent).powi(2)).sum();
+        let lists = Space { centroids, d, low, extent, rounding: ROUNDING * farthest }.lists(side);
         let mut starts = vec![0u32];
         for list in &lists {
             starts.push(u32::try_from(starts[starts.len() - 1] as usize + list.len()).ok()?);
@@ -88,6 +90,8 @@ struct Space<'a> {
     d: usize,
     low: [f32; MAX_D],
     extent: [f64; MAX_D],
+    /// What rounding can hide in a difference of squared distances.
+    rounding: f64,
 }
 
 impl Space<'_> {
@@ -120,14 +124,12 @@ impl Space<'_> {
         distances: &mut Vec<f64>,
     ) -> Vec<u16> {
         let d = self.d;
-        let (mut middle, mut half, mut farthest) = ([0f64; MAX_D], [0f64; MAX_D], 0f64);
+        let (mut middle, mut half) = ([0f64; MAX_D], [0f64; MAX_D]);
         for i in 0..d {
             let (low, width) = (f64::from(self.low[i]), self.extent[i] / side as f64);
             middle[i] = low + (place[i] as f64 + 0.5) * width;
             half[i] = (0.5 + SLACK) * width;
-            farthest += (low.abs() + self.extent[i]).powi(2);
         }
-        let rounding = ROUNDING * farthest;
         let centroid = |i: u16| &self.centroids[usize::from(i) * d..][..d];
         let squared = |i: &u16| -> f64 {
             centroid(*i).iter().zip(&middle).map(|(c, m)| (f64::from(*c) - m) * (f64::from(*c) - m)).sum()
@@ -141,7 +143,7 @@ impl Space<'_> {
         let can_win = |&(i, distance): &(u16, f64)| {
             let apart = centroid(i).iter().zip(nearest).zip(&half);
             let most: f64 = apart.map(|((c, n), half)| 2.0 * f64::from(c - n).abs() * half).sum();
-            distance - least <= most + rounding
+            distance - least <= most + self.rounding
         };
         all().filter(can_win).map(|(i, _)| i).collect()
     }

@@ -273,7 +273,7 @@ impl Books {
     /// For `rows` rows of `cols` weights.
     fn new(codebooks: Arc<[f16]>, spec: PqSpec, rows: usize, cols: usize) -> Self {
         let centroids = codebooks.to_f32_vec();
-        let count = rows * spec.subspaces_per_codebook(cols).min(spec.subspaces(cols));
+        let count = rows * spec.subspaces_per_codebook(cols);
         let books = centroids.par_chunks(spec.k * spec.d);
         let nearest: Vec<_> = books.map(|book| Nearest::for_many(book, spec.d, count)).collect();
         let block_rows = if nearest.len() > 1 { 64 } else { 8 };

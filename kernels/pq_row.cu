@@ -259,19 +259,26 @@ KERNEL pq_matvec_shared(const Call& call) {
     auto tile_of = [&](u32 j) { return first + (j >> paired) + (j & paired) * half; };
 
     // A warp's steps: for each chunk of columns, each AT_ONCE row tiles, each PASSES passes over the chunk's columns. A
-    // unit's codes for the next step are fetched when this step's are used up.
-    struct { u32 begin, end, tile, pass; } ahead = {0, min((u32)call.chunk_passes * WARPS, code_tiles), 0, 0};
+    // unit's codes for the next step are fetched when this step's are used up, from `at`, which only moves on: two row
+    // tiles are `apart`, the next two `onward`.
+    const u32 chunk = call.chunk_passes * WARPS;
+    const u64 row_words = (u64)code_tiles * TILE_WORDS;
+    const u64 apart = row_words * (paired ? half : 1), onward = row_words * (paired ? 1 : AT_ONCE);
+    const u32* codes = call.codes + first * row_words;
+    struct { u32 begin, end, tile, kt; const u32* at; } ahead = {0, min(chunk, code_tiles), 0, warp, codes + warp * TILE_WORDS};
     u32 units[UNITS][BITS] = {};
     auto fetch = [&](u32 unit) {
-        const u32 kt = ahead.begin + (ahead.pass + unit / AT_ONCE) * WARPS + warp, j = ahead.tile + unit % AT_ONCE;
-        const bool there = j < count && kt < ahead.end;
-        if (there) load_tile(units[unit], call.codes + ((u64)tile_of(j) * code_tiles + kt) * TILE_WORDS, lane);
+        const u32 k = unit % AT_ONCE, p = unit / AT_ONCE;
+        const bool there = ahead.tile + k < count && ahead.kt + p * WARPS < ahead.end;
+        if (there) load_tile(units[unit], ahead.at + (k ? apart : 0) + p * WARPS * TILE_WORDS, lane);
         if (unit < UNITS - 1) return;
-        ahead.pass += PASSES;
-        if (ahead.begin + ahead.pass * WARPS < ahead.end) return;
-        ahead.pass = 0, ahead.tile += AT_ONCE;
+        ahead.kt += PASSES * WARPS, ahead.at += PASSES * WARPS * TILE_WORDS;
+        if (ahead.kt - warp < ahead.end) return;
+        ahead.tile += AT_ONCE, ahead.at += onward - (u64)((ahead.kt - ahead.begin - warp) * TILE_WORDS);
+        ahead.kt = ahead.begin + warp;
         if (ahead.tile < count || ahead.end == code_tiles) return;
-        ahead.tile = 0, ahead.begin = ahead.end, ahead.end = min(ahead.end + (u32)call.chunk_passes * WARPS, code_tiles);
+        ahead.tile = 0, ahead.begin = ahead.end, ahead.end = min(ahead.end + chunk, code_tiles);
+        ahead.kt = ahead.begin + warp, ahead.at = codes + ahead.kt * TILE_WORDS;
     };
     auto fetch_first = [&]() {
 #pragma unroll
@@ -290,8 +297,8 @@ KERNEL pq_matvec_shared(const Call& call) {
     const u32 low = lane_offset(lane);
     u32 parity = 0;
 #pragma unroll 1
-    for (u32 begin = 0; begin < code_tiles; begin += call.chunk_passes * WARPS) {
-        const u32 end = min(begin + (u32)call.chunk_passes * WARPS, code_tiles);
+    for (u32 begin = 0; begin < code_tiles; begin += chunk) {
+        const u32 end = min(begin + chunk, code_tiles);
         if (begin) __syncthreads(); // the stage and the sums are used no more
         if (call.extra.prepare) {
             stage_prepared(stage, call, begin * COLUMNS_OF_TILE, end * COLUMNS_OF_TILE);
@@ -328,10 +335,9 @@ KERNEL pq_matvec_shared(const Call& call) {
                         for (u32 k = 0; k < AT_ONCE; k++) {
                             const u32 unit = p * AT_ONCE + k;
                             if (kt < end && tile + k < tiles) {
-                                multiply_tile<TABLE_LOG>(acc[k], units[unit], b[p], low, [&](int) { return TABLE_AT; });
+                                multiply_tile<TABLE_LOG, true>(acc[k], units[unit], b[p], low, [&](int) { return TABLE_AT; });
                             }
                             fetch(unit);
-                            __syncwarp(); // keeps the compiler from putting the fetch off
                         }
                     }
                 }
@@ -340,7 +346,7 @@ KERNEL pq_matvec_shared(const Call& call) {
                     store_sums(acc[k], lane, [&](u32, u32 r, f32 v) { partial[warp * SUMS + (tile + k) * TILE_ROWS + r] = v; });
                 }
             }
-            // Sum the batch up over the warps, 4 threads a row of y. What a row needs besides is loaded one row ahead.
+            // Sum the batch up over the warps, 4 threads a row of y. What the rows need besides is on its way before.
             struct Target { f32* y; f32 before[2], scale[2]; u32 row, n; };
             auto target = [&](u32 i) {
                 const u32 r = paired ? i / TILE_ROWS * (2 * TILE_ROWS) + i % TILE_ROWS : i, j = batch + r / TILE_ROWS;
@@ -357,13 +363,16 @@ KERNEL pq_matvec_shared(const Call& call) {
                 if (call.params.accumulate || begin) to.before[0] += *to.y;
                 return to;
             };
-            Target ahead_row = target(threadIdx.x / 4);
+            constexpr u32 AT_A_TIME = THREADS / 4, ROUNDS = BATCH_ROWS / AT_A_TIME;
+            Target rows[ROUNDS];
+#pragma unroll
+            for (u32 r = 0; r < ROUNDS; r++) rows[r] = target(r * AT_A_TIME + threadIdx.x / 4);
             if (call.next && batch + BATCH >= count && end == code_tiles) prefetch_next(call);
             __syncthreads();
-#pragma unroll 1
-            for (u32 i = threadIdx.x / 4; i < BATCH_ROWS >> paired; i += THREADS / 4) {
-                const Target to = ahead_row;
-                ahead_row = target(i + THREADS / 4);
+#pragma unroll
+            for (u32 r = 0; r < ROUNDS; r++) {
+                const Target to = rows[r];
+                if (r * AT_A_TIME >= BATCH_ROWS >> paired) break;
                 f32 sums[2] = {};
 #pragma unroll
                 for (u32 k = 0; k < 2; k++) {

@@ -177,11 +177,13 @@ __device__ __forceinline__ void store_sums(const f32 (&acc)[NT][4], u32 lane, At
     }
 }
 
-// acc += a tile's weights times x; a few codes at a time, so that registers suffice.
-template <int LOG, class Base>
+// acc += a tile's weights times x; a few codes at a time, so that registers suffice. IN_TURNS: by two sums, since an mma
+// waits for the one before whose sum it goes on with.
+template <int LOG, bool IN_TURNS = false, class Base>
 __device__ __forceinline__ void multiply_tile(f32 (&acc)[NT][4], const u32 (&w)[BITS], const u32 (&b)[NT][STEPS][2],
                                               u32 low, Base at) {
     constexpr int CODES = ENTRY == 1 ? 8 : ENTRY == 2 ? 4 : 2, NOW = CODES * ENTRY / 2;
+    f32 other[NT][4] = {};
 #pragma unroll
     for (int first = 0; first < LANE_CODES; first += CODES) {
         u32 upper[NOW], lower[NOW];
@@ -192,9 +194,14 @@ __device__ __forceinline__ void multiply_tile(f32 (&acc)[NT][4], const u32 (&w)[
             const int s = (first * ENTRY / 2 + p) / 2;
 #pragma unroll
             for (int nt = 0; nt < NT; nt++) {
-                mma(acc[nt], upper[p], lower[p], upper[p + 1], lower[p + 1], b[nt][s][0], b[nt][s][1]);
+                f32 (&sum)[4] = IN_TURNS && s % 2 ? other[nt] : acc[nt];
+                mma(sum, upper[p], lower[p], upper[p + 1], lower[p + 1], b[nt][s][0], b[nt][s][1]);
             }
         }
+    }
+    if constexpr (IN_TURNS) {
+#pragma unroll
+        for (int i = 0; i < NT * 4; i++) acc[i / 4][i % 4] += other[i / 4][i % 4];
     }
 }
 #endif

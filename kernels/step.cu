@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1) step(const Phase* 
     arrived();
     row_signs[threadIdx.x] = 0;
     if (threadIdx.x == 0) {
-        table_of = nullptr, arrivals_wanted = 0;
+        table_of = nullptr, arrivals_wanted[0] = 0;
         row_slot = rows ? rows[0] : 0, row_position = rows ? rows[1] : 0;
     }
     __syncthreads();
@@ -103,10 +103,10 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1) step(const Phase* 
         i = next();
         __syncthreads();
         if (threadIdx.x) continue;
-        arrivals_wanted = ended * gridDim.x;
+        arrivals_wanted[0] = ended * gridDim.x;
         if (i < count) {
             asm volatile("red.add.release.gpu.global.u32 [%0], 1;" ::"l"(&arrivals) : "memory");
-        } else if (atomicAdd(&arrivals, 1) + 1 == arrivals_wanted) {
+        } else if (atomicAdd(&arrivals, 1) + 1 == arrivals_wanted[0]) {
             arrivals = 0; // the last of all
         }
     }

@@ -14,10 +14,12 @@
 //
 // The sums. Scaled, added to a residual; or silu(gate) * up, where a block takes a gate's row tile with its up's.
 //
-// Memory bounds the product: 58 clocks a KB of codes of a multiprocessor, lookups and mma 42, all together 60. By
-// version, llama3-8b at 2-256 on an H200: a block making the row ready behind eight barriers 429.6 tok/s; in registers,
-// three barriers, SwiGLU in here 433.5; by warps that do not wait for each other 480.7; 16 row tiles between two meetings
-// instead of 8 491.1; scales asked for early, the norm's sum behind the rotation, the waiting warp first of all 497.6.
+// Memory and lookups bound the product: 58 clocks a KB of codes of a multiprocessor from memory, lookups and mma 42, all
+// together 60 in a loop alone, and 57 here, where the first 64 KB are in L2 by then. By version, llama3-8b at 2-256 on an
+// H200: a block making the row ready behind eight barriers 429.6 tok/s; in registers, three barriers, SwiGLU in here 433.5;
+// by warps that do not wait for each other 480.7; 16 row tiles between two meetings instead of 8 491.1; scales asked for
+// early, the norm's sum behind the rotation, the waiting warp first of all 497.6. On another card 520; row scales of all
+// rows ahead of the sums 525; codes' addresses that only move on 534; two sums in turns, no __syncwarp behind a fetch 538.
 
 constexpr u32 WARPS = PQ_WARPS, THREADS = WARPS * 32;
 constexpr u32 BATCH = PQ_BATCH;             // row tiles between two meetings of a block's warps, even

@@ -6,6 +6,8 @@ mkdir -p "$1/deb"
 cd "$1"
 [ ! -e complete ] || exit 0
 command -v apt-get >/dev/null || { echo "no apt-get here" >&2; exit 1; }
+# Lists of long ago have a compiler of long ago.
+[ "$(id -u)" != 0 ] || apt-get -qq update || true
 # The library that a package depends on, whose name has a version.
 library() { apt-cache depends "$1" | sed -n "s/ *Depends: \\($2[0-9.]*\\)\$/\\1/p"; }
 std=$(library libstd-rust-web-dev libstd-rust-web-)

@@ -81,13 +81,20 @@ pub fn cases<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
     run(device, checks, CASES);
 }
 
-/// Two steps of every case behind a short prompt, for adapters that take minutes for a long one, and one case behind such.
+/// Two steps of each kind of product behind a short prompt, for adapters that take minutes for a long one, and one case
+/// behind such.
 #[cfg(feature = "wgpu")]
 pub fn near<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
-    let near = CASES.iter().map(|&(config, linear, head, slots, _, _)| (config, linear, head, slots, 2, 20));
-    let mut cases: Vec<Case> = near.collect();
-    cases.dedup();
-    cases.push(FAR);
+    let cases = [
+        (LLAMA, "2-256@universal", "2-256@universal", 12, 2, 20),
+        (LLAMA, "2-64@universal", "3-4096@universal", 1, 2, 20),
+        (LLAMA, "2-256@subspace", "2-16@universal", 1, 2, 20),
+        (QWEN3, "3-128@subspace", "2-256@universal", 1, 2, 20),
+        (QWEN3, "4-256@universal+norotate", "2-512@universal", 7, 2, 20),
+        (QWEN35, "3-512@universal", "2-256@universal", 4, 2, 20),
+        (NET, "2-256@universal", "2-16@universal", 1, 2, 20),
+        FAR,
+    ];
     run(device, checks, &cases);
 }
 

@@ -134,6 +134,11 @@ impl Random {
 pub struct Device<B: Backend>(pub B);
 
 impl<B: Backend> Device<B> {
+    /// Whether a CPU plays a GPU, which takes minutes for long texts.
+    pub fn is_played(&self) -> bool {
+        self.0.describe().contains("on the CPU")
+    }
+
     pub fn floats(&self, values: &[f32]) -> B::Buffer {
         self.0.upload(bytemuck::cast_slice(values)).expect("upload")
     }

@@ -29,6 +29,7 @@ install() {
 # What follows needs none of it.
 install &
 installing=$!
+
 cargo fmt --check
 cargo clippy --release --all-targets -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --lib

@@ -20,10 +20,8 @@ install() {
         # shellcheck disable=SC2086
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $need >/dev/null
     fi
-    if command -v python3 >/dev/null && ! python3 -c "import nvidia.cuda_nvrtc" 2>/dev/null; then
-        python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore nvidia-cuda-nvrtc-cu12 ||
-            echo "NVRTC cannot be installed: the CUDA kernels will not be compiled" >&2
-    fi
+    python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore nvidia-cuda-nvrtc-cu12 ||
+        echo "NVRTC cannot be installed: the CUDA kernels will not be compiled" >&2
 }
 
 # What follows needs none of it.

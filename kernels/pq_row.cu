@@ -365,16 +365,18 @@ KERNEL pq_matvec_shared(const Call& call) {
                 if (call.params.accumulate || begin) to.before[0] += *to.y;
                 return to;
             };
-            constexpr u32 AT_A_TIME = THREADS / 4, ROUNDS = BATCH_ROWS / AT_A_TIME;
-            Target rows[ROUNDS];
+            constexpr u32 AT_A_TIME = THREADS / 4, TURNS = BATCH_ROWS / AT_A_TIME;
+            static_assert(BATCH_ROWS % AT_A_TIME == 0, "every row has its turn");
+            constexpr bool WHOLE = BATCH_ROWS / 2 % AT_A_TIME == 0; // whether pairs of rows make whole turns too
+            Target rows[TURNS];
 #pragma unroll
-            for (u32 r = 0; r < ROUNDS; r++) rows[r] = target(r * AT_A_TIME + threadIdx.x / 4);
+            for (u32 r = 0; r < TURNS; r++) rows[r] = target(r * AT_A_TIME + threadIdx.x / 4);
             if (call.next && batch + BATCH >= count && end == code_tiles) prefetch_next(call);
             __syncthreads();
 #pragma unroll
-            for (u32 r = 0; r < ROUNDS; r++) {
+            for (u32 r = 0; r < TURNS; r++) {
                 const Target to = rows[r];
-                if (r * AT_A_TIME >= BATCH_ROWS >> paired) break;
+                if (r * AT_A_TIME + (WHOLE ? 0 : threadIdx.x / 4) >= BATCH_ROWS >> paired) break;
                 f32 sums[2] = {};
 #pragma unroll
                 for (u32 k = 0; k < 2; k++) {

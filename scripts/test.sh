@@ -24,9 +24,10 @@ install() {
         echo "NVRTC cannot be installed: the CUDA kernels will not be compiled" >&2
 }
 
-# What follows needs none of it.
+# What follows needs none of it. No failure leaves it behind.
 install &
 installing=$!
+trap wait EXIT
 
 cargo fmt --check
 cargo clippy --release --all-targets -- -D warnings

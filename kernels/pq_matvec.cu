@@ -60,7 +60,7 @@ __device__ __forceinline__ void stage_plain(u32* stage, const f32* x, u32 in, u3
 }
 
 // A chunk of columns at a time is staged in shared memory (all of them, where there is room).
-KERNEL BOUNDS(WARPS * 32, 1)
+KERNEL BOUNDS_ALONE(WARPS * 32, ROOM)
 pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const f32* bias, const f32* x, f32* y,
                  u32 out, u32 in, u32 code_tiles, u32 chunk_passes, LinearParams params) {
     char* table = table_start();

@@ -38,7 +38,7 @@ __device__ __forceinline__ void wait_for_all(u32 barrier, u32 parity) {
     }
 }
 
-KERNEL BOUNDS(WARPS * 32, 1)
+KERNEL BOUNDS_ALONE(WARPS * 32, ROOM)
 pq_rows(const u32* codes, const u32* codebook, const u16* scales, const f32* bias, const uint4* x, f32* y, u32 out,
         u32 code_tiles, LinearParams params) {
     char* table = table_start();

@@ -266,4 +266,7 @@ __device__ __forceinline__ void use_table(char* table, const u32* codebook) {
 }
 
 __device__ __forceinline__ u32 lane_offset(u32 lane) { return lane % REPLICAS * ENTRY_BYTES; }
+
+// Whether a block leaves registers to the next kernel's (BOUNDS_ALONE): where that spills none.
+constexpr bool ROOM = BITS <= 8 && D <= 4;
 #endif

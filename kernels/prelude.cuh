@@ -8,6 +8,13 @@ typedef unsigned long long u64;
 #ifndef STEP
 #define KERNEL extern "C" __global__ void
 #define BOUNDS(...) __launch_bounds__(__VA_ARGS__)
+// Of a kernel that has a multiprocessor to itself: with room, a block of the next kernel (256 threads, 32 registers) fits
+// beside, instead of waiting for the first multiprocessors that are free.
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1204
+#define BOUNDS_ALONE(threads, room) __maxnreg__((room) ? 57344 / (threads) : (threads) > 256 ? 65536 / (threads) : 255)
+#else
+#define BOUNDS_ALONE(threads, room) __launch_bounds__(threads, 1)
+#endif
 
 extern __shared__ __align__(16) char dynamic_shared[];
 

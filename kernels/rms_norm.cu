@@ -1,34 +1,42 @@
-// y = (weight + weight_offset) * x / sqrt(mean(x^2) + eps) per row, rotated. One block a row; the row stays in shared
-// memory between the sum, the product and the rotation.
+// y = (weight + weight_offset) * x / sqrt(mean(x^2) + eps) per row, rotated. Grid: (rows, parts of a row): a block reads all
+// of a row for the sum, and makes its part, of whole rotation blocks, which stays in shared memory between the product
+// and the rotation. A few rows are many small blocks, of which one fits beside a block of pq_rows.cu or pq_matvec.cu, so
+// that they wait on all multiprocessors for those to end. Blocks of whole rows began on the first that were free,
+// several on one, which took 2.2 us longer for each. By version, llama3-8b at 2-256 by 4 / 8 / 16 sequences on an H200:
+// whole rows by 1,024 threads 1,605 / 2,859 / 4,478 tok/s; by 512 1,441 / 2,566; by 256 1,701 / 2,191; halves of rows by 256
+// 1,760 / 2,489 / 4,431; parts of 1,024 1,791 / 3,153 / 4,551; of 512 1,807 / 3,182 / 4,711 (by 128 threads 1,715 / 3,052 / 4,645).
 KERNEL BOUNDS(1024) rms_norm(const f32* x, const f32* weight, f32* y, RmsNormParams params,
                               Packed packed = {}) {
-    f32* row = reinterpret_cast<f32*>(phase_shared()); // element i at padded(i)
+    f32* part = reinterpret_cast<f32*>(phase_shared()); // element first + i of the row at padded(i)
     constexpr u32 AT_ONCE = 4;
+    const u32 unit = params.rotate ? params.rotate : 512, units = (params.dim + unit - 1) / unit;
+    const u32 first = units * blockIdx.y / gridDim.y * unit;
+    const u32 count = min(units * (blockIdx.y + 1) / gridDim.y * unit, params.dim) - first;
     release_next();
     wait_inputs();
-    if (blockIdx.x >= params.rows) return packed.store_all(blockIdx.x, 0, params.dim, [](u32) { return 0.f; });
+    if (blockIdx.x >= params.rows) return packed.store_all(blockIdx.x, first, count, [](u32) { return 0.f; });
     const f32* in = x + (u64)blockIdx.x * params.dim;
-    f32* out = y + (u64)blockIdx.x * params.dim;
+    f32* out = y + (u64)blockIdx.x * params.dim + first;
     f32 sum = 0.f;
-    for (u32 first = threadIdx.x; first < params.dim; first += AT_ONCE * blockDim.x) {
+    for (u32 begin = threadIdx.x; begin < params.dim; begin += AT_ONCE * blockDim.x) {
         f32 v[AT_ONCE], w[AT_ONCE];
 #pragma unroll
         for (u32 k = 0; k < AT_ONCE; k++) {
-            const u32 i = first + k * blockDim.x;
+            const u32 i = begin + k * blockDim.x;
             v[k] = i < params.dim ? in[i] : 0.f;
-            w[k] = i < params.dim ? weight[i] + params.weight_offset : 0.f;
+            w[k] = i - first < count ? weight[i] + params.weight_offset : 0.f;
         }
 #pragma unroll
         for (u32 k = 0; k < AT_ONCE; k++) {
-            const u32 i = first + k * blockDim.x;
+            const u32 i = begin + k * blockDim.x;
             sum += v[k] * v[k];
-            if (i < params.dim) row[padded(i)] = v[k] * w[k];
+            if (i - first < count) part[padded(i - first)] = v[k] * w[k];
         }
     }
     const f32 scale = rsqrtf(block_sum(sum) / params.dim + params.eps);
-    if (params.rotate) rotate_shared<false>(row, 0, params.dim, params.rotate);
-    for (u32 i = threadIdx.x; i < params.dim; i += blockDim.x) out[i] = row[padded(i)] * scale;
+    if (params.rotate) rotate_shared<false>(part, first, count, params.rotate);
+    for (u32 i = threadIdx.x; i < count; i += blockDim.x) out[i] = part[padded(i)] * scale;
     if (!packed.at) return;
     if (!params.rotate) __syncthreads();
-    packed.store_all(blockIdx.x, 0, params.dim, [&](u32 i) { return row[padded(i)] * scale; });
+    packed.store_all(blockIdx.x, first, count, [&](u32 i) { return part[padded(i)] * scale; });
 }

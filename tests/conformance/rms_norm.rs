@@ -13,6 +13,10 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
         (1, 257, 0.0, 0),
         (3, 96, 1.0, 32),
         (2, 1024, 0.0, 512),
+        (2, 1300, 1.0, 0),
+        (4, 4096, 0.0, 512),
+        (40, 2560, 1.0, 512),
+        (140, 1024, 0.0, 256),
     ] {
         let (x, weight) = (random.values(rows * dim), random.values(dim));
         let params = RmsNormParams { rows: rows as u32, dim: dim as u32, eps: 1e-5, weight_offset, rotate };

@@ -197,18 +197,19 @@ impl Backend for Cuda {
 
     fn rms_norm(&self, c: &mut Commands, op: ops::RmsNorm<'_, Buffer>) -> Result<()> {
         let p = op.params;
+        // A few rows are shared out among all multiprocessors, by blocks that fit beside a matrix' kernel.
+        let unit = if p.rotate > 0 { p.rotate } else { 512 };
+        let units = p.dim.div_ceil(unit);
+        let parts = (self.device.sms / p.rows.max(1)).clamp(1, units);
+        let threads = if parts > 1 { 256 } else { row_threads(p.dim) };
+        let shared = kernels::row_shared(units.div_ceil(parts) * unit);
         c.launch(
-            Launch::new(
-                self.plain("rms_norm")?,
-                [p.rows, 1, 1],
-                row_threads(p.dim),
-                kernels::row_shared(p.dim),
-            )
-            .memory(&op.x.0)
-            .memory(&op.weight.0)
-            .memory(&op.y.0)
-            .params(&p.words())
-            .params(&pack::NOWHERE),
+            Launch::new(self.plain("rms_norm")?, [p.rows, parts, 1], threads, shared)
+                .memory(&op.x.0)
+                .memory(&op.weight.0)
+                .memory(&op.y.0)
+                .params(&p.words())
+                .params(&pack::NOWHERE),
         );
         Ok(())
     }

@@ -86,9 +86,12 @@ KERNEL to_half(const f32* x, u16* y, u64 count, u32 dtype) {
     release_next();
     wait_inputs();
     const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-        if (i + k < count) y[i + k] = dtype == F16 ? to_f16(x[i + k]) : to_bf16(x[i + k]);
+    auto half = [&](f32 v) -> u32 { return dtype == F16 ? to_f16(v) : to_bf16(v); };
+    if (i + 4 <= count && (u64)x % 16 == 0) {
+        const float4 v = *reinterpret_cast<const float4*>(x + i);
+        *reinterpret_cast<uint2*>(y + i) = make_uint2(half(v.x) | half(v.y) << 16, half(v.z) | half(v.w) << 16);
+    } else {
+        for (u64 k = i; k < count; k++) y[k] = half(x[k]);
     }
 }
 

@@ -32,8 +32,8 @@ constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
 // that a thread's 16 bytes of neighbouring pairs meet no bank twice.
 constexpr u32 PITCH = 40, TILE_STAGE = PAIRS / 4 * PITCH;
 constexpr u32 COLUMNS_OF_TILE = TILE_CODES * D;
-constexpr u32 EACH = 16, SPAN = 32 * EACH, ROUND = WARPS * SPAN; // elements that a thread, a warp, a block makes ready at a time
-constexpr u32 SPAN_STAGE = SPAN / COLUMNS_OF_TILE * TILE_STAGE;  // their words; 576 of them serve the exchange before
+constexpr u32 ROUND = WARPS * SPAN; // elements that a block makes ready at a time
+constexpr u32 SPAN_WORDS = SPAN / COLUMNS_OF_TILE * TILE_STAGE; // of a span as it is staged; SPAN_STAGE of them serve the exchange before
 
 // The arguments, as they lie in a step's phase.
 struct Call {
@@ -72,36 +72,14 @@ __device__ __forceinline__ void prefetch_next(const Call& call) {
 
 // ---- The row ----
 
-// Of SPAN elements from `first` on a lane has those at 32 k + lane, later those at 16 lane + k.
-
-// Butterflies over the digit of a place that is `apart` in k and `bit` in the place.
-__device__ __forceinline__ void butterflies(f32 (&e)[EACH], u32 bit, u32 rotate) {
-#pragma unroll
-    for (u32 apart = 1; apart < EACH; apart *= 2) {
-        if (bit * apart >= rotate) continue;
-#pragma unroll
-        for (u32 k = 0; k < EACH; k++) {
-            if (k & apart) continue;
-            const f32 a = e[k], b = e[k + apart];
-            e[k] = a + b, e[k + apart] = a - b;
-        }
-    }
-}
-
-__device__ __forceinline__ void load_span(f32 (&v)[EACH], const f32* x, u32 first, u32 in) {
-    const u32 at = first + threadIdx.x % 32;
-#pragma unroll
-    for (u32 k = 0; k < EACH; k++) v[k] = at + 32 * k < in ? x[at + 32 * k] : 0.f;
-}
-
-// The rotation's signs for them, a bit each; those of a warp's first span are kept from matrix to matrix.
+// The rotation's signs for a lane's elements of the span that begins at `first`, a bit each; those of a warp's first span are kept from matrix to matrix.
 __device__ __forceinline__ u32 signs_of(u32 first) {
     const bool keep = first == threadIdx.x / 32 * SPAN;
     const u32 kept = row_signs[threadIdx.x];
     if (keep && kept) return kept;
-    u32 signs = 1u << EACH;
+    u32 signs = 1u << SPAN_EACH;
 #pragma unroll 1
-    for (u32 k = 0; k < EACH; k++) signs |= (u32)(rotation_sign(first + 32 * k + threadIdx.x % 32) < 0.f) << k;
+    for (u32 k = 0; k < SPAN_EACH; k++) signs |= (u32)(rotation_sign(first + 32 * k + threadIdx.x % 32) < 0.f) << k;
     if (keep) row_signs[threadIdx.x] = signs;
     return signs;
 }
@@ -136,7 +114,7 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
     const bool norm = call.weight;
     bool summed = !norm; // whether `scale` has the norm
     u32 first = begin + warp * SPAN;
-    f32 scale = rotate ? rsqrtf((f32)rotate) : 1.f, e[EACH], w[EACH]; // w: the norm's weights, or the next span
+    f32 scale = rotate ? rsqrtf((f32)rotate) : 1.f, e[SPAN_EACH], w[SPAN_EACH]; // w: the norm's weights, or the next span
     u32 signs = 0;
     load_span(e, call.x, first, in);
     load_span(w, norm ? call.weight : call.x, norm ? first : first + ROUND, in);
@@ -144,7 +122,7 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
     if (norm) {
         f32 sum = 0.f;
 #pragma unroll
-        for (u32 k = 0; k < EACH; k++) sum += e[k] * e[k];
+        for (u32 k = 0; k < SPAN_EACH; k++) sum += e[k] * e[k];
         if (begin || in > ROUND) {
             for (u32 i = threadIdx.x; i < in; i += THREADS) {
                 if (i - begin >= ROUND) sum += call.x[i] * call.x[i];
@@ -161,30 +139,11 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
         if (norm) {
             const f32 offset = call.extra.weight_offset;
 #pragma unroll
-            for (u32 k = 0; k < EACH; k++) {
+            for (u32 k = 0; k < SPAN_EACH; k++) {
                 e[k] *= __uint_as_float(__float_as_uint(w[k] + offset) ^ (signs << (31 - k) & 0x80000000u));
             }
         }
-        butterflies(e, 32, rotate);
-        f32* row = reinterpret_cast<f32*>(stage + (first - begin) / SPAN * SPAN_STAGE);
-#pragma unroll
-        for (u32 k = 0; k < EACH; k++) row[36 * k + lane] = e[k]; // every 32 are 4 words apart, for the banks
-        __syncwarp();
-        const float4* at = reinterpret_cast<const float4*>(row + 16 * lane + lane / 2 * 4);
-#pragma unroll
-        for (u32 k = 0; k < EACH; k += 4) {
-            const float4 v = at[k / 4];
-            e[k] = v.x, e[k + 1] = v.y, e[k + 2] = v.z, e[k + 3] = v.w;
-        }
-        __syncwarp();
-        butterflies(e, 1, rotate);
-        if (rotate > 16) {
-#pragma unroll
-            for (u32 k = 0; k < EACH; k++) {
-                const f32 other = __shfl_xor_sync(~0u, e[k], 1);
-                e[k] = other + (lane & 1 ? -e[k] : e[k]);
-            }
-        }
+        hadamard_span(e, reinterpret_cast<f32*>(stage + (first - begin) / SPAN * SPAN_WORDS), rotate);
         if (!summed) {
             meet();
             f32 total = 0.f;
@@ -196,13 +155,13 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
             scale *= rsqrtf(total / in + call.extra.eps);
             summed = true;
         }
-        const u32 n = (first - begin + lane * EACH) / 8;
+        const u32 n = (first - begin + lane * SPAN_EACH) / 8;
         store_pairs(staged_at(stage, n), e, scale);
         store_pairs(staged_at(stage, n + 1), e + 8, scale);
-        const u32 i = first + lane * EACH;
-        if (call.prepared && i / EACH % real_grid() == real_block()) {
+        const u32 i = first + lane * SPAN_EACH;
+        if (call.prepared && i / SPAN_EACH % real_grid() == real_block()) {
 #pragma unroll
-            for (u32 k = 0; k < EACH; k++) {
+            for (u32 k = 0; k < SPAN_EACH; k++) {
                 if (i + k < in) call.prepared[i + k] = e[k] * scale;
             }
         }
@@ -212,7 +171,7 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
             if (rotate && first + ROUND < end) signs = signs_of(first + ROUND);
         } else {
 #pragma unroll
-            for (u32 k = 0; k < EACH; k++) e[k] = w[k];
+            for (u32 k = 0; k < SPAN_EACH; k++) e[k] = w[k];
             load_span(w, call.x, first + 2 * ROUND, in);
         }
     }

@@ -229,6 +229,90 @@ __device__ __forceinline__ void rotate_shared(f32* v, u32 first, u32 count, u32 
     }
 }
 
+// A warp's span of a row, SPAN_EACH elements a lane: element 32 k + lane of it, or, behind hadamard_span(), 16 lane + k.
+constexpr u32 SPAN_EACH = 16, SPAN = 32 * SPAN_EACH;
+constexpr u32 SPAN_STAGE = 576; // words of shared memory for a span: every 32 are 4 apart, for the banks
+constexpr u32 SPAN_WARPS = 4;   // of a block, at most, that have a span where a step may be what runs it
+
+// Those at 32 k + lane of the span that begins at element `first` of a row of `count`.
+__device__ __forceinline__ void load_span(f32 (&v)[SPAN_EACH], const f32* x, u32 first, u32 count) {
+    const u32 at = first + threadIdx.x % 32;
+#pragma unroll
+    for (u32 k = 0; k < SPAN_EACH; k++) v[k] = at + 32 * k < count ? x[at + 32 * k] : 0.f;
+}
+
+// Butterflies over the digit of a place that is `apart` in k and `bit` in the place.
+__device__ __forceinline__ void butterflies(f32 (&e)[SPAN_EACH], u32 bit, u32 rotate) {
+#pragma unroll
+    for (u32 apart = 1; apart < SPAN_EACH; apart *= 2) {
+        if (bit * apart >= rotate) continue;
+#pragma unroll
+        for (u32 k = 0; k < SPAN_EACH; k++) {
+            if (k & apart) continue;
+            const f32 a = e[k], b = e[k + apart];
+            e[k] = a + b, e[k + apart] = a - b;
+        }
+    }
+}
+
+// Multiplies a span's blocks of `rotate` elements, 512 at most, by the Hadamard matrix (times sqrt(rotate)), or with 0 leaves
+// them as they are; a lane's elements are then those at 16 lane + k.
+__device__ __forceinline__ void hadamard_span(f32 (&e)[SPAN_EACH], f32* stage, u32 rotate) {
+    const u32 lane = threadIdx.x % 32;
+    butterflies(e, 32, rotate);
+#pragma unroll
+    for (u32 k = 0; k < SPAN_EACH; k++) stage[36 * k + lane] = e[k];
+    __syncwarp();
+    const float4* at = reinterpret_cast<const float4*>(stage + 16 * lane + lane / 2 * 4);
+#pragma unroll
+    for (u32 k = 0; k < SPAN_EACH; k += 4) {
+        const float4 v = at[k / 4];
+        e[k] = v.x, e[k + 1] = v.y, e[k + 2] = v.z, e[k + 3] = v.w;
+    }
+    __syncwarp();
+    butterflies(e, 1, rotate);
+    if (rotate <= 16) return;
+#pragma unroll
+    for (u32 k = 0; k < SPAN_EACH; k++) {
+        const f32 other = __shfl_xor_sync(~0u, e[k], 1);
+        e[k] = other + (lane & 1 ? -e[k] : e[k]);
+    }
+}
+
+// Rotates a span whose elements come at 32 k + lane; see hadamard_span().
+__device__ __forceinline__ void rotate_span(f32 (&e)[SPAN_EACH], f32* stage, u32 first, u32 rotate) {
+    const f32 norm = rsqrtf((f32)rotate);
+    if (rotate) {
+#pragma unroll
+        for (u32 k = 0; k < SPAN_EACH; k++) e[k] *= rotation_sign(first + 32 * k + threadIdx.x % 32) * norm;
+    }
+    hadamard_span(e, stage, rotate);
+}
+
+// Stores a span of a row of `count` whose elements are those at 16 lane + k, four neighbours by a lane at a time.
+__device__ __forceinline__ void store_span(f32* y, const f32 (&e)[SPAN_EACH], f32* stage, u32 first, u32 count) {
+    const u32 lane = threadIdx.x % 32;
+    float4* at = reinterpret_cast<float4*>(stage + 16 * lane + lane / 2 * 4);
+#pragma unroll
+    for (u32 k = 0; k < SPAN_EACH; k += 4) at[k / 4] = make_float4(e[k], e[k + 1], e[k + 2], e[k + 3]);
+    __syncwarp();
+#pragma unroll
+    for (u32 k = 0; k < SPAN_EACH / 4; k++) {
+        const u32 i = 128 * k + 4 * lane;
+        const float4 v = *reinterpret_cast<const float4*>(stage + i + i / 32 * 4);
+        if (count % 4 == 0) {
+            if (first + i < count) *reinterpret_cast<float4*>(y + first + i) = v;
+        } else {
+            const f32 four[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) {
+                if (first + i + j < count) y[first + i + j] = four[j];
+            }
+        }
+    }
+    __syncwarp();
+}
+
 // An element of the key and value cache.
 #ifdef CACHE_F16
 typedef u16 Cache;
@@ -276,6 +360,18 @@ struct Packed {
 #pragma unroll
             for (u32 k = 0; k < 8; k++) v[k] = value(i + k);
             store(row, first + i, v);
+        }
+    }
+
+    // A warp stores a span whose elements are those at 16 lane + k, of a row of `count`.
+    __device__ __forceinline__ void store_span(u32 row, const f32 (&e)[SPAN_EACH], u32 first, u32 count) const {
+#pragma unroll
+        for (u32 half = 0; half < SPAN_EACH; half += 8) {
+            const u32 at = first + SPAN_EACH * (threadIdx.x % 32) + half;
+            f32 v[8];
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) v[k] = e[half + k];
+            if (at < count) store(row, at, v);
         }
     }
 };

@@ -40,3 +40,37 @@ KERNEL BOUNDS(1024) rms_norm(const f32* x, const f32* weight, f32* y, RmsNormPar
     if (!params.rotate) __syncthreads();
     packed.store_all(blockIdx.x, first, count, [&](u32 i) { return part[padded(i)] * scale; });
 }
+
+// The same for many rows: a block a row, its warps spans in registers; 512 rows of 4,096 took the kernel above 12.4 us.
+KERNEL BOUNDS(512) rms_norm_rows(const f32* x, const f32* weight, f32* y, RmsNormParams params, Packed packed = {}) {
+    const u32 warp = threadIdx.x / 32, onward = blockDim.x / 32 * SPAN, row = blockIdx.x;
+    f32* stage = reinterpret_cast<f32*>(phase_shared()) + warp * SPAN_STAGE;
+    release_next();
+    wait_inputs();
+    const f32* in = x + (u64)row * params.dim;
+    const bool there = row < params.rows;
+    f32 e[SPAN_EACH] = {}, sum = 0.f;
+    auto add = [&]() {
+#pragma unroll
+        for (u32 k = 0; k < SPAN_EACH; k++) sum += e[k] * e[k];
+    };
+    for (u32 first = warp * SPAN + onward; there && first < params.dim; first += onward) {
+        load_span(e, in, first, params.dim);
+        add();
+    }
+    if (there) load_span(e, in, warp * SPAN, params.dim);
+    add();
+    const f32 scale = rsqrtf(block_sum(sum) / params.dim + params.eps);
+    for (u32 first = warp * SPAN; first < params.dim; first += onward) {
+        if (there) {
+            f32 w[SPAN_EACH];
+            load_span(w, weight, first, params.dim);
+            if (first >= onward) load_span(e, in, first, params.dim);
+#pragma unroll
+            for (u32 k = 0; k < SPAN_EACH; k++) e[k] *= (w[k] + params.weight_offset) * scale;
+            rotate_span(e, stage, first, params.rotate);
+            store_span(y + (u64)row * params.dim, e, stage, first, params.dim);
+        }
+        if (packed.at) packed.store_span(row, e, first, params.dim);
+    }
+}

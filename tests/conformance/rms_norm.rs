@@ -17,6 +17,8 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
         (4, 4096, 0.0, 512),
         (40, 2560, 1.0, 512),
         (140, 1024, 0.0, 256),
+        (70, 1301, 1.0, 0),
+        (67, 8704, 0.0, 512),
     ] {
         let (x, weight) = (random.values(rows * dim), random.values(dim));
         let params = RmsNormParams { rows: rows as u32, dim: dim as u32, eps: 1e-5, weight_offset, rotate };

@@ -9,15 +9,17 @@ const ANGLES: Tolerance = Tolerance { abs: 2e-4, rel: 0.0 };
 
 pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
     let mut random = Random::new(9);
-    for (heads, kv_heads, head_dim, rotary_dim, gated, normed) in [
-        (1, 1, 2, 2, 0, false),
-        (6, 2, 32, 32, 0, true),
-        (3, 1, 31, 6, 1, false),
-        (4, 2, 256, 64, 1, true),
-        (32, 8, 128, 128, 0, false),
+    for (rows, heads, kv_heads, head_dim, rotary_dim, gated, normed) in [
+        (5, 1, 1, 2, 2, 0, false),
+        (5, 6, 2, 32, 32, 0, true),
+        (5, 3, 1, 31, 6, 1, false),
+        (5, 4, 2, 256, 64, 1, true),
+        (5, 32, 8, 128, 128, 0, false),
+        (70, 3, 1, 31, 6, 1, true),
+        (70, 5, 1, 256, 64, 0, true),
     ] {
         let (context, q_stride) = (1001, head_dim * (1 + gated));
-        let places = [(1, 1000), (0, 0), (0, 1), (0, 2), (0, 3)];
+        let places: Vec<(u32, u32)> = [(1, 1000)].into_iter().chain((0..rows - 1).map(|p| (0, p))).collect();
         let (rows, k_offset) = (places.len(), heads * q_stride);
         let v_offset = k_offset + kv_heads * head_dim;
         let stride = v_offset + kv_heads * head_dim;

@@ -5,9 +5,15 @@ use crate::harness::{Checks, Device, ELEMENTWISE, Random, f64s, rotated};
 
 pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
     let mut random = Random::new(2);
-    for (rows, dim, rotate) in
-        [(1, 16, 16), (3, 96, 32), (2, 192, 64), (1, 384, 128), (5, 1280, 256), (2, 1024, 512)]
-    {
+    for (rows, dim, rotate) in [
+        (1, 16, 16),
+        (3, 96, 32),
+        (2, 192, 64),
+        (1, 384, 128),
+        (5, 1280, 256),
+        (2, 1024, 512),
+        (70, 2560, 512),
+    ] {
         let x = random.values(rows * dim);
         let params = RotateParams { rows: rows as u32, dim: dim as u32, rotate };
         let (x_buffer, mut y) = (device.floats(&x), device.poison(rows * dim));

@@ -5,7 +5,9 @@ use crate::harness::{Checks, Device, ELEMENTWISE, Random, f64s, rotated};
 
 pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
     let mut random = Random::new(4);
-    for (rows, dim, rotate) in [(1, 1, 0), (3, 31, 0), (2, 257, 0), (5, 96, 32), (1, 1536, 512)] {
+    for (rows, dim, rotate) in
+        [(1, 1, 0), (3, 31, 0), (2, 257, 0), (5, 96, 32), (1, 1536, 512), (150, 1301, 0), (70, 2560, 512)]
+    {
         let x: Vec<f32> = random.values(rows * 2 * dim).iter().map(|v| v * 8.0).collect();
         let params = SwiGluParams { rows: rows as u32, dim: dim as u32, rotate };
         let (x_buffer, mut y) = (device.floats(&x), device.poison(rows * dim));

@@ -197,14 +197,20 @@ impl Backend for Cuda {
 
     fn rms_norm(&self, c: &mut Commands, op: ops::RmsNorm<'_, Buffer>) -> Result<()> {
         let p = op.params;
-        // A few rows are shared out among all multiprocessors, by blocks that fit beside a matrix' kernel.
-        let unit = if p.rotate > 0 { p.rotate } else { 512 };
-        let units = p.dim.div_ceil(unit);
-        let parts = (self.device.sms / p.rows.max(1)).clamp(1, units);
-        let threads = if parts > 1 { 256 } else { row_threads(p.dim) };
-        let shared = kernels::row_shared(units.div_ceil(parts) * unit);
+        let spans = p.dim.div_ceil(kernels::SPAN);
+        let (entry, parts, threads, shared) = if self.few(p.rows) {
+            // A few rows are shared out among all multiprocessors, by blocks that fit beside a matrix' kernel.
+            let unit = if p.rotate > 0 { p.rotate } else { kernels::SPAN };
+            let units = p.dim.div_ceil(unit);
+            let parts = (self.device.sms / p.rows.max(1)).clamp(1, units);
+            ("rms_norm", parts, 256, kernels::row_shared(units.div_ceil(parts) * unit))
+        } else {
+            let warps = spans.min(16);
+            ("rms_norm_rows", 1, warps * 32, kernels::spans_shared(warps))
+        };
+        let function = self.entry(kernels::plain("rms_norm"), entry)?;
         c.launch(
-            Launch::new(self.plain("rms_norm")?, [p.rows, parts, 1], threads, shared)
+            Launch::new(function, [p.rows, parts, 1], threads, shared)
                 .memory(&op.x.0)
                 .memory(&op.weight.0)
                 .memory(&op.y.0)
@@ -235,22 +241,19 @@ impl Backend for Cuda {
 
     fn rope_cache(&self, c: &mut Commands, op: ops::RopeCache<'_, Buffer>) -> Result<()> {
         let p = op.params;
-        let threads = p.head_dim.next_multiple_of(32);
+        let lanes = if self.few(p.rows) { 128 } else { 32 };
+        let function = self.entry(kernels::rope_cache(lanes, self.cache()), "rope_cache")?;
+        let across = (p.heads + 2 * p.kv_heads).div_ceil(128 / lanes);
         c.launch(
-            Launch::new(
-                self.entry(kernels::rope_cache(self.cache()), "rope_cache")?,
-                [p.heads + 2 * p.kv_heads, p.rows, 1],
-                threads,
-                0,
-            )
-            .memory(&op.qkv.0)
-            .optional(op.q_norm.map(|b| &b.0), 0)
-            .optional(op.k_norm.map(|b| &b.0), 0)
-            .memory(&op.inv_freq.0)
-            .memory(&op.rows.0)
-            .memory(&op.k_cache.0)
-            .memory(&op.v_cache.0)
-            .params(&p.words()),
+            Launch::new(function, [across, p.rows, 1], 128, 0)
+                .memory(&op.qkv.0)
+                .optional(op.q_norm.map(|b| &b.0), 0)
+                .optional(op.k_norm.map(|b| &b.0), 0)
+                .memory(&op.inv_freq.0)
+                .memory(&op.rows.0)
+                .memory(&op.k_cache.0)
+                .memory(&op.v_cache.0)
+                .params(&p.words()),
         );
         Ok(())
     }
@@ -261,9 +264,14 @@ impl Backend for Cuda {
 
     fn swiglu(&self, c: &mut Commands, op: ops::SwiGlu<'_, Buffer>) -> Result<()> {
         let p = op.params;
-        let size = if p.rotate > 0 { p.rotate } else { 512 };
+        let (entry, (grid, threads, shared)) = if self.few(p.rows) {
+            let size = if p.rotate > 0 { p.rotate } else { kernels::SPAN };
+            ("swiglu", ([p.dim.div_ceil(size), p.rows, 1], 256, 0))
+        } else {
+            ("swiglu_rows", kernels::spans(p.rows, p.dim))
+        };
         c.launch(
-            Launch::new(self.plain("swiglu")?, [p.dim.div_ceil(size), p.rows, 1], 256, 0)
+            Launch::new(self.entry(kernels::plain("swiglu"), entry)?, grid, threads, shared)
                 .memory(&op.x.0)
                 .memory(&op.y.0)
                 .params(&p.words())

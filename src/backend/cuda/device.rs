@@ -23,7 +23,7 @@ use crate::{Error, Result};
 const OLDEST_ARCH: u32 = 80;
 
 /// Besides its weights a model needs this much at least: cuBLAS, decoded slabs, activations.
-const WORKING_MEMORY: u64 = 128 << 20;
+const WORKING_MEMORY: u64 = 256 << 20;
 
 /// Purposes of the scratch memory that operations share; each grows to the largest size asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

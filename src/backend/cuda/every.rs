@@ -32,7 +32,7 @@ pub fn units(limit: usize) -> Vec<Checked> {
         all.push((plain(file), 0));
     }
     let caches = [Cache::F32, Cache::F16];
-    all.extend(caches.map(|cache| (rope_cache(cache), 0)));
+    all.extend(caches.into_iter().flat_map(|cache| [32, 128].map(|lanes| (rope_cache(lanes, cache), 0))));
     all.extend([2, 4].map(|kernel| (causal_conv(kernel), 0)));
     all.extend((1..=8).flat_map(|d| [(kmeans(d), 0), (carry(d), 0)]));
     for key_dim in [16, 128] {

@@ -212,6 +212,20 @@ pub fn row_shared(dim: u32) -> u32 {
     (dim / 64 * 72 + 72) * 4
 }
 
+/// Elements of a row that a warp takes, where it takes a span (prelude.cuh).
+pub const SPAN: u32 = 512;
+
+/// Shared memory of a block whose first `warps` warps have spans.
+pub fn spans_shared(warps: u32) -> u32 {
+    warps * (SPAN / 8 * 9) * 4
+}
+
+/// Grid, threads and shared memory of a kernel that takes `rows` rows of `dim` by spans, SPAN_WARPS a block.
+pub fn spans(rows: u32, dim: u32) -> ([u32; 3], u32, u32) {
+    const SPAN_WARPS: u32 = 4;
+    ([dim.div_ceil(SPAN * SPAN_WARPS), rows, 1], SPAN_WARPS * 32, spans_shared(SPAN_WARPS))
+}
+
 /// The decode kernel of codebooks per subspace, and its shape.
 #[derive(Clone, Copy, Debug)]
 pub struct MatvecSubspace {
@@ -298,8 +312,9 @@ pub fn dense_row(dtype: u32, cols: usize, limit: usize) -> Option<(Unit, u32)> {
         .then(|| (Unit::new("dense_row", &[("DENSE_DTYPE", dtype)]), shared as u32))
 }
 
-pub fn rope_cache(cache: Cache) -> Unit {
-    cache.apply(Unit::new("rope_cache", &[("HEAD_DIM_MAX", 512)]))
+/// With `lanes` threads a head, 32 or 128.
+pub fn rope_cache(lanes: u32, cache: Cache) -> Unit {
+    cache.apply(Unit::new("rope_cache", &[("HEAD_DIM_MAX", 512), ("ROPE_LANES", lanes)]))
 }
 
 /// Element type of the key and value cache.

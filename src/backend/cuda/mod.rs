@@ -104,12 +104,9 @@ impl Cuda {
 
     /// x and y may be the same.
     fn rotate_rows(&self, c: &mut Commands, x: &Memory, y: &Memory, p: ops::RotateParams) -> Result<()> {
-        let blocks = p.dim / p.rotate.max(1);
+        let (grid, threads, shared) = kernels::spans(p.rows, p.dim);
         c.launch(
-            Launch::new(self.plain("rotate")?, [blocks, p.rows, 1], 256, 0)
-                .memory(x)
-                .memory(y)
-                .params(&p.words()),
+            Launch::new(self.plain("rotate")?, grid, threads, shared).memory(x).memory(y).params(&p.words()),
         );
         Ok(())
     }
@@ -126,6 +123,11 @@ impl Cuda {
             Cache::F16 => elements.div_ceil(2),
             Cache::F32 => elements,
         }
+    }
+
+    /// Whether there are multiprocessors for two blocks of each of `rows`: then kernels share a row out.
+    fn few(&self, rows: u32) -> bool {
+        2 * rows <= self.device.sms
     }
 
     fn plain(&self, file: &'static str) -> Result<Rc<Function>> {

@@ -4,8 +4,13 @@
 use super::commands::{Arg, Kernel, Work};
 
 /// Kernels that can, with the places of their output and of `Packed` among their arguments, and the grid's axis of rows.
-const PRODUCERS: &[(&str, usize, usize, usize)] =
-    &[("rms_norm", 2, 4, 0), ("swiglu", 1, 3, 1), ("attention_combine", 4, 6, 1)];
+const PRODUCERS: &[(&str, usize, usize, usize)] = &[
+    ("rms_norm", 2, 4, 0),
+    ("rms_norm_rows", 2, 4, 0),
+    ("swiglu", 1, 3, 1),
+    ("swiglu_rows", 1, 3, 1),
+    ("attention_combine", 4, 6, 1),
+];
 
 /// What `Packed` is to kernels that write nothing so.
 pub const NOWHERE: [u32; 5] = [0; 5];

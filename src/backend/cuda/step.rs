@@ -33,7 +33,7 @@ fn unit(others: &Unit, table: u32, threads: u32) -> Unit {
 
 /// A step with every phase, for tests that compile it.
 pub fn example(matrix: &Unit, table: u32, warps: u32) -> Unit {
-    let all = [kernels::rope_cache(Cache::F16), attention::by_splits(128, 4, 16, Cache::F16)];
+    let all = [kernels::rope_cache(128, Cache::F16), attention::by_splits(128, 4, 16, Cache::F16)];
     let join = |all: Unit, one: &Unit| all.joined(one).unwrap_or(all);
     unit(&all.iter().fold(*matrix, join), table, warps * 32)
 }

@@ -81,11 +81,11 @@ KERNEL __launch_bounds__(256) dense_matvec(const void* weight, const f32* bias, 
 }
 #else
 
-// x as f16 (dtype F16) or bf16.
-KERNEL to_half(const f32* x, u16* y, u64 count, u32 dtype) {
+// x [rows, cols] as f16 (dtype F16) or bf16.
+KERNEL to_half(const f32* x, u16* y, u32 rows, u32 cols, u32 dtype) {
     release_next();
     wait_inputs();
-    const u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    const u64 count = (u64)rows * cols, i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     auto half = [&](f32 v) -> u32 { return dtype == F16 ? to_f16(v) : to_bf16(v); };
     if (i + 4 <= count && (u64)x % 16 == 0) {
         const float4 v = *reinterpret_cast<const float4*>(x + i);

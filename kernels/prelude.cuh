@@ -331,13 +331,15 @@ __device__ __forceinline__ void store_linear(f32* y, const f32* bias, u32 token,
     *at = params.accumulate ? *at + v : v;
 }
 
-// Where a kernel leaves its output rows in the order of pq_matmul_tiles as well (see pack_rows.cu), for codes of
-// 1 << log_d inputs that fill their tiles; null: nowhere. It is then launched for as many rows as there are columns for.
+// Where a kernel leaves its output rows as matrices take them as well; null: nowhere. By spans as rows of `cols` f16 or bf16
+// (dtype), or, with cols 0, in the order of pq_matmul_tiles (see pack_rows.cu), for codes of 1 << log_d inputs that fill
+// their tiles; the kernel is then launched for as many rows as there are columns for.
 struct Packed {
     uint4* at;
     u32 groups, split, log_d;
+    u32 cols, dtype;
 
-    // Inputs first .. first + 7 of a row.
+    // Inputs first .. first + 7 of a row, in tiles.
     __device__ __forceinline__ void store(u32 row, u32 first, const f32 (&v)[8]) const {
         const u32 tile = first >> (6 + log_d), t = first >> (4 + log_d) & 3, piece = (first >> 3) & ((2 << log_d) - 1);
         const u32 column = split ? 2 * row : row;
@@ -367,11 +369,22 @@ struct Packed {
     __device__ __forceinline__ void store_span(u32 row, const f32 (&e)[SPAN_EACH], u32 first, u32 count) const {
 #pragma unroll
         for (u32 half = 0; half < SPAN_EACH; half += 8) {
-            const u32 at = first + SPAN_EACH * (threadIdx.x % 32) + half;
+            const u32 column = first + SPAN_EACH * (threadIdx.x % 32) + half;
             f32 v[8];
 #pragma unroll
             for (u32 k = 0; k < 8; k++) v[k] = e[half + k];
-            if (at < count) store(row, at, v);
+            if (column >= count) break;
+            if (!cols) {
+                store(row, column, v);
+                continue;
+            }
+            u32 words[4];
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                const f32 a = v[2 * i], b = v[2 * i + 1];
+                words[i] = dtype == F16 ? pack_f16(a, b) : to_bf16(a) | (u32)to_bf16(b) << 16;
+            }
+            at[((u64)row * cols + column) / 8] = make_uint4(words[0], words[1], words[2], words[3]);
         }
     }
 };

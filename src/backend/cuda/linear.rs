@@ -125,7 +125,8 @@ impl Cuda {
             Launch::new(function, [count.div_ceil(1024) as u32, 1, 1], 256, 0)
                 .memory_at(io.x, io.x_at(cols))
                 .memory(&memory)
-                .long(count as u64)
+                .word(io.params.rows)
+                .word(cols as u32)
                 .word(dtype_number(dtype)),
         );
         ready.half = Some((dtype, memory.clone()));

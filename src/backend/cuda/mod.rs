@@ -106,7 +106,11 @@ impl Cuda {
     fn rotate_rows(&self, c: &mut Commands, x: &Memory, y: &Memory, p: ops::RotateParams) -> Result<()> {
         let (grid, threads, shared) = kernels::spans(p.rows, p.dim);
         c.launch(
-            Launch::new(self.plain("rotate")?, grid, threads, shared).memory(x).memory(y).params(&p.words()),
+            Launch::new(self.plain("rotate")?, grid, threads, shared)
+                .memory(x)
+                .memory(y)
+                .params(&p.words())
+                .params(&pack::NOWHERE),
         );
         Ok(())
     }

@@ -7,6 +7,7 @@ use super::device::Device;
 use super::fuse::{self, Phase, When};
 use super::kernels::{self, Cache};
 use super::memory::{Memory, address};
+use super::pack;
 use super::unit::{PHASES, Unit};
 use crate::Result;
 
@@ -80,7 +81,8 @@ fn kind(entry: &str) -> Option<usize> {
 
 /// Whether a launch can be of a step.
 fn fits(kernel: &Kernel) -> bool {
-    kind(kernel.function.entry).is_some() || JOINED.contains(&kernel.function.entry)
+    let phase = kind(kernel.function.entry).is_some() && !pack::packs(kernel);
+    phase || JOINED.contains(&kernel.function.entry)
 }
 
 /// Appends a run of phases to `planned`: as a step, or as they are where they do not make one.

@@ -33,7 +33,8 @@ constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
 constexpr u32 PITCH = 40, TILE_STAGE = PAIRS / 4 * PITCH;
 constexpr u32 COLUMNS_OF_TILE = TILE_CODES * D;
 constexpr u32 ROUND = WARPS * SPAN; // elements that a block makes ready at a time
-constexpr u32 SPAN_WORDS = SPAN / COLUMNS_OF_TILE * TILE_STAGE; // of a span as it is staged; SPAN_STAGE of them serve the exchange before
+// Words of a span as it is staged; SPAN_STAGE of them serve the exchange before.
+constexpr u32 SPAN_WORDS = SPAN / COLUMNS_OF_TILE * TILE_STAGE;
 
 // The arguments, as they lie in a step's phase.
 struct Call {
@@ -72,7 +73,8 @@ __device__ __forceinline__ void prefetch_next(const Call& call) {
 
 // ---- The row ----
 
-// The rotation's signs for a lane's elements of the span that begins at `first`, a bit each; those of a warp's first span are kept from matrix to matrix.
+// The rotation's signs for a lane's elements of the span that begins at `first`, a bit each; those of a warp's first span
+// are kept from matrix to matrix.
 __device__ __forceinline__ u32 signs_of(u32 first) {
     const bool keep = first == threadIdx.x / 32 * SPAN;
     const u32 kept = row_signs[threadIdx.x];

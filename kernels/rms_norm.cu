@@ -4,7 +4,8 @@
 // that they wait on all multiprocessors for those to end. Blocks of whole rows began on the first that were free,
 // several on one, which took 2.2 us longer for each. By version, llama3-8b at 2-256 by 4 / 8 / 16 sequences on an H200:
 // whole rows by 1,024 threads 1,605 / 2,859 / 4,478 tok/s; by 512 1,441 / 2,566; by 256 1,701 / 2,191; halves of rows by 256
-// 1,760 / 2,489 / 4,431; parts of 1,024 1,791 / 3,153 / 4,551; of 512 1,807 / 3,182 / 4,711 (by 128 threads 1,715 / 3,052 / 4,645).
+// 1,760 / 2,489 / 4,431; parts of 1,024 elements 1,791 / 3,153 / 4,551; of 512 1,807 / 3,182 / 4,711, and by 128 threads 1,715 /
+// 3,052 / 4,645.
 KERNEL BOUNDS(1024) rms_norm(const f32* x, const f32* weight, f32* y, RmsNormParams params,
                               Packed packed = {}) {
     f32* part = reinterpret_cast<f32*>(phase_shared()); // element first + i of the row at padded(i)

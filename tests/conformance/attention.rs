@@ -57,29 +57,7 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
                 },
             )
         });
-        let (qkv, k, v) = (f64s(&qkv), f64s(&k), f64s(&v));
-        let mut expected = Vec::new();
-        for (r, (slot, position)) in row_places.iter().enumerate() {
-            let mut row = Vec::new();
-            for h in 0..heads {
-                let at = (slot * kv_heads + h / (heads / kv_heads)) * context * head_dim;
-                let q = &qkv[r * stride + h * q_stride..][..q_stride];
-                let score =
-                    |p: usize| 2.0 * (0..head_dim).map(|i| q[i] * k[at + p * head_dim + i]).sum::<f64>();
-                let scores: Vec<f64> = (0..=*position).map(score).collect();
-                let max = scores.iter().fold(f64::MIN, |a, b| a.max(*b));
-                let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-                for i in 0..head_dim {
-                    let o: f64 = scores
-                        .iter()
-                        .enumerate()
-                        .map(|(p, s)| (s - max).exp() * v[at + p * head_dim + i])
-                        .sum();
-                    row.push(o / sum * if gated == 1 { 1.0 / (1.0 + (-q[head_dim + i]).exp()) } else { 1.0 });
-                }
-            }
-            expected.extend(rotated(rotate, &row));
-        }
+        let expected = reference(&params, &f64s(&qkv), &f64s(&k), &f64s(&v), &row_places);
         checks.close(
             &format!("{params:?}"),
             &[rows, heads, head_dim],
@@ -88,4 +66,36 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
             SUMS,
         );
     }
+}
+
+/// Of rows at these slots and positions, over a cache `[slot, kv_head, position, head_dim]`.
+pub fn reference(
+    p: &AttentionParams,
+    qkv: &[f64],
+    k: &[f64],
+    v: &[f64],
+    places: &[(usize, usize)],
+) -> Vec<f64> {
+    let [heads, kv_heads, head_dim] = [p.heads, p.kv_heads, p.head_dim].map(|n| n as usize);
+    let [stride, q_stride, context] = [p.stride, p.q_stride, p.context].map(|n| n as usize);
+    let mut expected = Vec::new();
+    for (r, (slot, position)) in places.iter().enumerate() {
+        let mut row = Vec::new();
+        for h in 0..heads {
+            let at = (slot * kv_heads + h / (heads / kv_heads)) * context * head_dim;
+            let q = &qkv[r * stride + h * q_stride..][..q_stride];
+            let dot = |p: usize| (0..head_dim).map(|i| q[i] * k[at + p * head_dim + i]).sum::<f64>();
+            let scores: Vec<f64> =
+                (0..=*position).map(|position| f64::from(p.scale) * dot(position)).collect();
+            let max = scores.iter().fold(f64::MIN, |a, b| a.max(*b));
+            let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+            for i in 0..head_dim {
+                let weighted = |(p, s): (usize, &f64)| (s - max).exp() * v[at + p * head_dim + i];
+                let o: f64 = scores.iter().enumerate().map(weighted).sum();
+                row.push(o / sum * if p.gated == 1 { 1.0 / (1.0 + (-q[head_dim + i]).exp()) } else { 1.0 });
+            }
+        }
+        expected.extend(rotated(p.rotate, &row));
+    }
+    expected
 }

@@ -3,6 +3,7 @@
 //! A backend joins with one `conformance!` line; a kernel with a module of its name, listed there.
 
 mod attention;
+mod attention_rows;
 mod causal_conv;
 #[cfg(feature = "cuda")]
 mod cuda_few;
@@ -35,6 +36,7 @@ mod wgpu;
 use fasq::backend::cuda::{Precision, Way};
 
 conformance!(cpu, Some(fasq::backend::cpu::Cpu));
+conformance!(cpu_rows, Some(fasq::backend::cpu::Cpu), [attention_rows], harness::EXACT);
 
 #[cfg(feature = "wgpu")]
 conformance!(wgpu_full, crate::wgpu::full());
@@ -44,6 +46,9 @@ conformance!(wgpu_plain, crate::wgpu::plain());
 
 #[cfg(feature = "wgpu")]
 conformance!(wgpu_lut, crate::wgpu::lut(), [pq_matmul], harness::EXACT);
+
+#[cfg(feature = "wgpu")]
+conformance!(wgpu_rows, crate::wgpu::full(), [attention_rows], harness::EXACT);
 
 #[cfg(feature = "wgpu")]
 conformance!(wgpu_half, crate::wgpu::half(), [forward, pq_matmul], harness::HALF);
@@ -57,6 +62,10 @@ conformance!(cuda, cuda(Precision::Single));
 // What users run: many rows go through the tensor cores in f16 or bf16.
 #[cfg(feature = "cuda")]
 conformance!(cuda_half, cuda(Precision::Half), [dense_matmul, forward, pq_matmul, pq_matvec], harness::HALF);
+
+// Queries, keys and values rounded to f16, and softmax's weights.
+#[cfg(feature = "cuda")]
+conformance!(cuda_rows, cuda(Precision::Half), [attention_rows], harness::ATTENTION_F16);
 
 // The delta rule by chunks, as good as sums of f32.
 #[cfg(feature = "cuda")]

@@ -9,7 +9,8 @@
 // for all of the block's rows. More columns are taken in turns, which reads x as often as there are blocks: fewer rows a
 // block than that pays for are better multiplied by pq_matmul_tiles.cu, as is measured (tune.rs). Sums meet in shared
 // memory: no atomics, no memset, the same result every time. The first codes and the table are asked for before
-// wait_inputs().
+// wait_inputs(). Registers leave room for a block of the kernel behind (BOUNDS_ALONE): by 8 sequences llama3-8b at 2-256 makes
+// 3,182 tok/s on an H200, and 2,799 with 113 registers instead of 112.
 
 constexpr u32 WARPS = PQ_WARPS;
 constexpr u32 BATCH = PQ_BATCH;             // row tiles between two meetings of a block's warps, even

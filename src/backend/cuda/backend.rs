@@ -197,7 +197,6 @@ impl Backend for Cuda {
 
     fn rms_norm(&self, c: &mut Commands, op: ops::RmsNorm<'_, Buffer>) -> Result<()> {
         let p = op.params;
-        let spans = p.dim.div_ceil(kernels::SPAN);
         let (entry, parts, threads, shared) = if self.few(p.rows) {
             // A few rows are shared out among all multiprocessors, by blocks that fit beside a matrix' kernel.
             let unit = if p.rotate > 0 { p.rotate } else { kernels::SPAN };
@@ -205,7 +204,7 @@ impl Backend for Cuda {
             let parts = (self.device.sms / p.rows.max(1)).clamp(1, units);
             ("rms_norm", parts, 256, kernels::row_shared(units.div_ceil(parts) * unit))
         } else {
-            let warps = spans.min(16);
+            let warps = p.dim.div_ceil(kernels::SPAN).min(16);
             ("rms_norm_rows", 1, warps * 32, kernels::spans_shared(warps))
         };
         let function = self.entry(kernels::plain("rms_norm"), entry)?;

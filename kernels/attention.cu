@@ -34,7 +34,7 @@ __device__ __forceinline__ void fetch(u16* tile, const u16* cache, u32 p0, u32 c
         const u32 p = i / (HEAD_DIM / 8), e = i % (HEAD_DIM / 8) * 8;
         const u32 to = (u32)__cvta_generic_to_shared(tile + p * PITCH + e);
         const u16* from = cache + (u64)min(p0 + p, count - 1) * HEAD_DIM + e;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+        copy_async(to, from);
     }
 }
 

@@ -285,7 +285,7 @@ KERNEL BOUNDS(128, 1) delta_chunks(const f32* qkv, const uint4* keys_in, const u
             }
             for (u32 i = threadIdx.x; i < tiles * TILE; i += 128) {
                 const u32 to = (u32)__cvta_generic_to_shared(ring + asked * STAGE_TILES * TILE + i);
-                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from + i) : "memory");
+                copy_async(to, from + i);
             }
             if (++asked_stage == STAGES) asked_stage = 0, asked_chunk++;
             if (++asked == DELTA_DEPTH) asked = 0;

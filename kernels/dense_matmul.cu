@@ -86,12 +86,11 @@ KERNEL to_half(const f32* x, u16* y, u32 rows, u32 cols, u32 dtype) {
     release_next();
     wait_inputs();
     const u64 count = (u64)rows * cols, i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
-    auto half = [&](f32 v) -> u32 { return dtype == F16 ? to_f16(v) : to_bf16(v); };
     if (i + 4 <= count && (u64)x % 16 == 0) {
         const float4 v = *reinterpret_cast<const float4*>(x + i);
-        *reinterpret_cast<uint2*>(y + i) = make_uint2(half(v.x) | half(v.y) << 16, half(v.z) | half(v.w) << 16);
+        *reinterpret_cast<uint2*>(y + i) = make_uint2(pack_half(v.x, v.y, dtype), pack_half(v.z, v.w, dtype));
     } else {
-        for (u64 k = i; k < count; k++) y[k] = half(x[k]);
+        for (u64 k = i; k < count; k++) y[k] = (u16)pack_half(x[k], 0.f, dtype);
     }
 }
 

@@ -73,6 +73,11 @@ __device__ __forceinline__ u16 to_bf16(f32 f) {
     return h;
 }
 
+// Two f16 or bf16, as `dtype` says.
+__device__ __forceinline__ u32 pack_half(f32 low, f32 high, u32 dtype) {
+    return dtype == F16 ? pack_f16(low, high) : to_bf16(low) | (u32)to_bf16(high) << 16;
+}
+
 __device__ __forceinline__ f32 low_f16(u32 pair) { return from_f16((u16)pair); }
 __device__ __forceinline__ f32 high_f16(u32 pair) { return from_f16((u16)(pair >> 16)); }
 
@@ -92,6 +97,11 @@ __device__ __forceinline__ u32 load_stream(const u32* p) {
     u32 v;
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
+}
+
+// Begins to copy 16 bytes to an address in shared memory.
+__device__ __forceinline__ void copy_async(u32 to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
@@ -380,10 +390,7 @@ struct Packed {
             }
             u32 words[4];
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                const f32 a = v[2 * i], b = v[2 * i + 1];
-                words[i] = dtype == F16 ? pack_f16(a, b) : to_bf16(a) | (u32)to_bf16(b) << 16;
-            }
+            for (u32 i = 0; i < 4; i++) words[i] = pack_half(v[2 * i], v[2 * i + 1], dtype);
             at[((u64)row * cols + column) / 8] = make_uint4(words[0], words[1], words[2], words[3]);
         }
     }

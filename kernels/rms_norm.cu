@@ -10,7 +10,7 @@ KERNEL BOUNDS(1024) rms_norm(const f32* x, const f32* weight, f32* y, RmsNormPar
                               Packed packed = {}) {
     f32* part = reinterpret_cast<f32*>(phase_shared()); // element first + i of the row at padded(i)
     constexpr u32 AT_ONCE = 4;
-    const u32 unit = params.rotate ? params.rotate : 512, units = (params.dim + unit - 1) / unit;
+    const u32 unit = params.rotate ? params.rotate : SPAN, units = (params.dim + unit - 1) / unit;
     const u32 first = units * blockIdx.y / gridDim.y * unit;
     const u32 count = min(units * (blockIdx.y + 1) / gridDim.y * unit, params.dim) - first;
     release_next();

@@ -1,10 +1,10 @@
 // y = silu(gate) * up per row, rotated. For few rows a thread block takes a rotation block, or 512 elements, in little code,
 // which is cold every time: by spans 1 row takes 2.8 us, so 2.3. Grid: (units of the row, rows).
 KERNEL swiglu(const f32* x, f32* y, SwiGluParams params, Packed packed = {}) {
-    __shared__ __align__(16) f32 stage[576];
+    __shared__ __align__(16) f32 stage[SPAN_STAGE];
     release_next();
     wait_inputs();
-    const u32 unit = params.rotate ? params.rotate : 512, first = blockIdx.x * unit;
+    const u32 unit = params.rotate ? params.rotate : SPAN, first = blockIdx.x * unit;
     const u32 count = min(unit, params.dim - first);
     if (blockIdx.y >= params.rows) return packed.store_all(blockIdx.y, first, count, [](u32) { return 0.f; });
     const f32* gate = x + (u64)blockIdx.y * 2 * params.dim + first;

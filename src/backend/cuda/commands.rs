@@ -26,6 +26,11 @@ impl Arg {
     }
 }
 
+/// An address as the words of a struct among the arguments.
+pub fn words_of(address: u64) -> [u32; 2] {
+    [address as u32, (address >> 32) as u32]
+}
+
 /// A kernel with its arguments, recorded.
 #[derive(Clone)]
 pub struct Kernel {
@@ -126,7 +131,7 @@ impl Launch {
         let mut all = Vec::with_capacity(16);
         for memory in memory {
             let at = memory.map_or(0, address);
-            all.extend([at as u32, (at >> 32) as u32]);
+            all.extend(words_of(at));
             self.keep.extend(memory.cloned());
         }
         all.extend(words);

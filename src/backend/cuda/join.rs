@@ -2,7 +2,7 @@
 //! (kernels/pq_matvec_subspace.cu): a norm is done by the kernel that multiplies its result, SwiGLU by the kernel that makes
 //! its input.
 
-use super::commands::{Arg, Kernel, Work};
+use super::commands::{Arg, Kernel, Work, words_of};
 
 /// Places of pq_matvec_subspace's arguments, and of the words of its `Norm`.
 mod matvec {
@@ -79,6 +79,5 @@ fn move_swiglu(sums: &mut Kernel, swiglu: &Kernel) -> bool {
 }
 
 fn set_address(words: &mut [u32; 16], at: usize, address: u64) {
-    words[at] = address as u32;
-    words[at + 1] = (address >> 32) as u32;
+    words[at..at + 2].copy_from_slice(&words_of(address));
 }

@@ -1,19 +1,27 @@
 //! Neighbouring launches as one: a norm, swiglu, rotation or attention's last kernel writes its rows as the matrix behind
 //! reads them, in f16 or in the order of pq_matmul_tiles, where the next launch would do only that.
 
-use super::commands::{Arg, Kernel, Work};
+use super::commands::{Arg, Kernel, Work, words_of};
 
-/// A kernel that can: its entry, the places of its output and of `Packed` among its arguments, the grid's axis of rows, and
-/// whether it takes rows by spans, which alone write them in f16.
-struct Producer(&'static str, usize, usize, usize, bool);
+/// A kernel that can.
+struct Producer {
+    entry: &'static str,
+    /// Places of its output and of `Packed` among its arguments.
+    y: usize,
+    packed: usize,
+    /// The grid's axis of rows.
+    axis: usize,
+    /// Whether it takes rows by spans, which alone write them in f16.
+    spans: bool,
+}
 
 const PRODUCERS: &[Producer] = &[
-    Producer("rms_norm", 2, 4, 0, false),
-    Producer("rms_norm_rows", 2, 4, 0, true),
-    Producer("swiglu", 1, 3, 1, false),
-    Producer("swiglu_rows", 1, 3, 1, true),
-    Producer("rotate", 1, 3, 1, true),
-    Producer("attention_combine", 4, 6, 1, false),
+    Producer { entry: "rms_norm", y: 2, packed: 4, axis: 0, spans: false },
+    Producer { entry: "rms_norm_rows", y: 2, packed: 4, axis: 0, spans: true },
+    Producer { entry: "swiglu", y: 1, packed: 3, axis: 1, spans: false },
+    Producer { entry: "swiglu_rows", y: 1, packed: 3, axis: 1, spans: true },
+    Producer { entry: "rotate", y: 1, packed: 3, axis: 1, spans: true },
+    Producer { entry: "attention_combine", y: 4, packed: 6, axis: 1, spans: false },
 ];
 
 /// What `Packed` is to kernels that write nothing so.
@@ -35,28 +43,28 @@ pub fn pack(work: &[Work]) -> Vec<Work> {
 }
 
 fn producer(kernel: &Kernel) -> Option<&'static Producer> {
-    PRODUCERS.iter().find(|Producer(entry, ..)| *entry == kernel.function.entry)
+    PRODUCERS.iter().find(|producer| producer.entry == kernel.function.entry)
 }
 
 /// Whether a kernel writes its rows for a matrix as well.
 pub fn packs(kernel: &Kernel) -> bool {
-    producer(kernel).is_some_and(|Producer(_, _, place, ..)| kernel.args[*place] != Arg::params(&NOWHERE))
+    producer(kernel).is_some_and(|producer| kernel.args[producer.packed] != Arg::params(&NOWHERE))
 }
 
 /// Makes `before` do what `next` does with its rows; false where it cannot.
 fn into(before: &mut Kernel, next: &Kernel) -> bool {
-    let Some(Producer(_, y, place, axis, spans)) = producer(before).filter(|_| !packs(before)) else {
-        return false;
-    };
-    let rows = before.grid[*axis];
+    let Some(producer) = producer(before).filter(|_| !packs(before)) else { return false };
+    let rows = before.grid[producer.axis];
     let packed = match next.function.entry {
         "pack_rows" => tiled(next, rows),
-        "to_half" if *spans => halves(next, rows),
+        "to_half" if producer.spans => halves(next, rows),
         _ => None,
     };
-    let Some((grid, packed)) = packed.filter(|_| before.args[*y] == next.args[0]) else { return false };
-    before.args[*place] = Arg::params(&packed);
-    before.grid[*axis] = grid;
+    let Some((grid, packed)) = packed.filter(|_| before.args[producer.y] == next.args[0]) else {
+        return false;
+    };
+    before.args[producer.packed] = Arg::params(&packed);
+    before.grid[producer.axis] = grid;
     true
 }
 
@@ -82,8 +90,4 @@ fn halves(half: &Kernel, rows: u32) -> Option<(u32, [u32; 7])> {
     };
     let [low, high] = words_of(to);
     (cols.is_multiple_of(8) && rows == count).then_some((rows, [low, high, 0, 0, 0, cols, dtype]))
-}
-
-fn words_of(address: u64) -> [u32; 2] {
-    [address as u32, (address >> 32) as u32]
 }

@@ -1,7 +1,5 @@
 //! Tokenizer, streams of text and their ends, against the fixtures and by their own rules.
 
-mod fixture;
-
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
@@ -13,7 +11,7 @@ use fasq::generate::{
 use fasq::model::{Model, Source};
 use proptest::prelude::*;
 
-use self::fixture::{fixture, fixtures, ids};
+use crate::fixture::{fixture, fixtures, ids};
 
 /// The pieces of a stream of ids, the held-back rest last.
 fn pieces(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {

@@ -1,11 +1,9 @@
 //! Chat templates: what transformers renders, and what they may do.
 
-mod fixture;
-
 use fasq::checkpoint::Assets;
 use fasq::generate::{ChatTemplate, Message};
 
-use self::fixture::{fixture, fixtures, ids};
+use crate::fixture::{fixture, fixtures, ids};
 
 #[test]
 fn fixture_chats() {

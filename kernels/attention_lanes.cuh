@@ -1,19 +1,18 @@
-// Attention of few rows: what the cache holds, and a warp's share of a stretch of positions in ordinary arithmetic, for
-// any cache and any length of head. attention_tiles.cuh has the same by tensor cores.
+// Attention of few rows: the cache's elements, and a warp's share of a KV split in f32 FMAs, for any cache type and head
+// length. attention_tiles.cuh does the same on tensor cores.
 //
-// A head is LANES lanes of EACH elements, so a warp works on 32 / LANES positions at once, every lane with a running
-// maximum, sum and output of its own for its positions: a position costs log2 LANES shuffles per head, and nothing else is
-// exchanged until the end. ROUNDS positions are taken together; their keys and values are asked for when those before them
-// are used up.
-// Constants: HEAD_DIM, CACHE_F16, and for few rows GROUP, the query heads that are taken together.
+// A head is LANES lanes of EACH elements, so a warp works on 32 / LANES positions at once. Every lane keeps a running maximum,
+// sum and output for its positions: a position costs log2 LANES shuffles a head, and lanes exchange nothing else until the
+// end. ROUNDS positions are processed together; the next ones are loaded as soon as these are used up.
+// Constants: HEAD_DIM, CACHE_F16, and for few rows GROUP, the query heads processed together.
 
 constexpr int EACH = 8;
 constexpr int PARTS = (HEAD_DIM + EACH - 1) / EACH;
 constexpr int LANES = PARTS <= 1 ? 1 : PARTS <= 2 ? 2 : PARTS <= 4 ? 4 : PARTS <= 8 ? 8 : PARTS <= 16 ? 16 : 32;
-constexpr u32 DIM = LANES <= 8 ? 64 : LANES * EACH; // elements of a head in shared memory, zeros behind its own
+constexpr u32 DIM = LANES <= 8 ? 64 : LANES * EACH; // elements of a head in shared memory, zero-padded
 constexpr f32 LOG2E = 1.4426950408889634f, LOWEST = -1e30f;
 
-// EACH elements of a key or value as they lie in the cache.
+// EACH elements of a key or value in the cache's type.
 struct Raw {
 #ifdef CACHE_F16
     u32 words[EACH / 2];
@@ -53,7 +52,7 @@ __device__ __forceinline__ Raw load_head(const Cache* at, u32 first) {
 }
 
 #ifdef GROUP
-// The same from the cache's memory, past L1: nothing is read twice.
+// The same from global memory past L1, since nothing is read twice.
 __device__ __forceinline__ Raw load_once(const Cache* at, u32 first) {
 #ifdef CACHE_F16
     if constexpr (HEAD_DIM % EACH == 0) {
@@ -67,9 +66,10 @@ __device__ __forceinline__ Raw load_once(const Cache* at, u32 first) {
     return load_head(at, first);
 }
 
-// Positions `begin` to `end` of a head: those before `cached` in the cache, the last one, if it is not, in shared memory.
+// A KV split of one head: positions `begin` to `end`. Those before `cached` are in the cache; the last one, if it is not, is the
+// row's own, in shared memory.
 struct Stretch {
-    const Cache *keys, *values; // of position 0
+    const Cache *keys, *values; // at position 0
     u32 begin, cached, end;
     const Cache *own_key, *own_value;
 
@@ -82,12 +82,12 @@ struct Stretch {
     __device__ __forceinline__ bool is_own(u32 position) const { return position == cached && position < end; }
 };
 
-// Of one of four elements of a head: the greatest score, and relative to it the sum of the weights and the weighted sum of
-// the values. Scores are logarithms to base 2.
+// Partial softmax of one element of a head: the largest score, and relative to it the sum of the weights and the weighted sum
+// of the values. Scores are logarithms to base 2.
 struct Joined { f32 peak, total, value; };
 
-// Joins what `count` found of four elements. Lanes l, l + 8, l + 16 and l + 24 take them in turn, AT_ONCE at a time, and each
-// returns its element. scores(i) is the greatest score and the sum, values(i) the four elements.
+// Joins `count` partial results of four neighbouring elements. Lanes l, l + 8, l + 16 and l + 24 take the results in turn,
+// AT_ONCE at a time, and each returns one element. scores(i) is the largest score and the sum, values(i) the four elements.
 template <u32 AT_ONCE, class Scores, class Values>
 __device__ __forceinline__ Joined join_four(u32 count, Scores scores, Values values) {
     const u32 part = threadIdx.x / 8 % 4;
@@ -133,7 +133,7 @@ __device__ __forceinline__ Joined join_four(u32 count, Scores scores, Values val
     return all;
 }
 
-// The same for every element of `heads` heads, by all threads of a block: done(head, element, Joined).
+// The same for every element of `heads` heads, by all threads of a block; calls done(head, element, Joined).
 template <u32 WARPS, u32 AT_ONCE, class Scores, class Values, class Done>
 __device__ __forceinline__ void join_all(u32 heads, u32 count, Scores scores, Values values, Done done) {
     for (u32 four = threadIdx.x / 32 * 8 + threadIdx.x % 8; four < heads * (DIM / 4); four += WARPS * 8) {
@@ -144,12 +144,12 @@ __device__ __forceinline__ void join_all(u32 heads, u32 count, Scores scores, Va
     }
 }
 
-// What the warps of a block found.
+// The partial results of a block's warps, in shared memory.
 template <u32 WARPS> struct Found {
     f32 out[WARPS][GROUP][DIM];
-    float2 scores[WARPS][GROUP]; // the greatest and the sum
+    float2 scores[WARPS][GROUP]; // the largest score and the sum
 
-    // All of them together: done(head, element, Joined) for every element of `count` heads. All threads must call it.
+    // Joins them; calls done(head, element, Joined) for every element of `count` heads. All threads must call it.
     template <class Done> __device__ __forceinline__ void join(u32 count, Done done) const {
         join_all<WARPS, WARPS / 4>(
             count, WARPS, [&](u32 w, u32 h) { return scores[w][h]; },
@@ -160,7 +160,7 @@ template <u32 WARPS> struct Found {
 template <u32 WARPS> struct Lanes {
     static constexpr u32 POSITIONS = 32 / LANES, ROUND = WARPS * POSITIONS;
     static constexpr u32 ROUNDS = GROUP * sizeof(Cache) <= 4 ? 4 : GROUP * sizeof(Cache) <= 8 ? 2 : 1;
-    static constexpr u32 AT_ONCE = ROUNDS * ROUND; // positions that a block has on their way
+    static constexpr u32 AT_ONCE = ROUNDS * ROUND; // positions that a block has in flight
     struct Queries {
         f32 heads[GROUP][DIM];
         __device__ __forceinline__ void store(u32 h, u32 e, f32 v) { heads[h][e] = v; }
@@ -170,7 +170,7 @@ template <u32 WARPS> struct Lanes {
     f32 top[GROUP], sum[GROUP] = {}, out[GROUP][EACH] = {};
     u32 p; // the lane's position
 
-    // Asks for the first positions.
+    // Loads the first positions.
     __device__ __forceinline__ void start(const Stretch& of) {
         p = of.begin + (threadIdx.x >> 5) * POSITIONS + threadIdx.x % 32 / LANES;
 #pragma unroll
@@ -181,7 +181,7 @@ template <u32 WARPS> struct Lanes {
         }
     }
 
-    // With `count` queries.
+    // Goes through the split with `count` queries.
     __device__ __forceinline__ void run(const Stretch& of, const Queries& queries, u32 count) {
         f32 q[GROUP][EACH];
 #pragma unroll
@@ -236,7 +236,7 @@ template <u32 WARPS> struct Lanes {
         }
     }
 
-    // Joins the lanes that hold the same elements.
+    // Joins the lanes that hold the same elements, and stores the warp's result.
     __device__ __forceinline__ void store(Found<WARPS>& found, u32 count) const {
         const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
 #pragma unroll

@@ -1,14 +1,15 @@
-// Causal attention of few rows (decode), each over its slot's cache, split over the positions.
+// Causal attention of few rows (decode), each over its slot's cache, split over the positions (flash-decoding).
 //
-// attention_split: a block takes one row, GROUP query heads that share a key/value head, and one stretch of positions,
-// which its warps share (attention_tiles.cuh, attention_lanes.cuh). How many of the SPLITS work is decided by the row's
-// position on the device: one recorded launch serves every position.
-// attention_combine: joins the stretches, multiplies by the gate, rotates. A block a rotation block.
+// attention_split: a block takes one row, GROUP query heads that share a key/value head, and one KV split, whose positions its
+// warps share (attention_tiles.cuh, attention_lanes.cuh). Grid: (heads / GROUP, rows, SPLITS). The row's position, read on the
+// device, decides how many of the SPLITS work: one recorded launch serves every position.
+// attention_combine: joins the splits, multiplies by the gate, rotates. A block a rotation block.
+// Bound: latency with few positions, memory with many. H200, llama3-8b: 7.9 / 12.9 us at position 512 / 4,096, both kernels.
 // Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16.
 
 constexpr u32 WARPS = HEAD_DIM <= 128 ? 16 : 8;
 
-// Positions per stretch for a row with `count` positions to see.
+// Positions of a KV split for a row that sees `count` positions.
 __device__ __forceinline__ u32 stretch_of(u32 count) {
     const u32 even = (count + SPLITS - 1) / SPLITS;
     constexpr u32 ROUND = Share<WARPS>::ROUND;
@@ -46,7 +47,7 @@ attention_split(const f32* qkv, const Cache* k_cache, const Cache* v_cache, cons
     });
 }
 
-// Grid: (outputs / 512 or the rotation's block, rows). One warp per head joins the stretches' weights.
+// Grid: (outputs / 512 or the rotation's block size, rows). One warp a head joins the splits' weights.
 constexpr int UNIT = 512, UNIT_HEADS = (UNIT - 1) / HEAD_DIM + 2;
 
 KERNEL attention_combine(const f32* qkv, const f32* partial, const f32* sums, const u32* rows, f32* y,

@@ -1,43 +1,41 @@
-// Attention of one row in a step (step.cu): from the raw outputs of the projections to the attention's output, not
-// rotated, but with the rotation's signs where the next matrix's kernel does the rest. What the cache holds already does
-// not depend on the phase before: its first positions are on their way to registers before that is waited for, as are the
-// norms' weights and the turn's sines.
+// Attention of one row as a phase of the persistent decode kernel (step.cu): from the raw outputs of the q, k, v projections,
+// norm and RoPE included, to the attention's output. The output is not rotated (Hadamard), but multiplied by the rotation's
+// signs where the next matrix's kernel does the rest.
 //
-// A block takes some heads that share a key/value head, and one of the grid's stretches of positions. Where the row sees
-// few positions that is one, and a block a head; where it sees many, GROUP heads, and the block that comes last of those
-// with the same heads joins what they found.
+// A block takes some query heads that share a key/value head, and one KV split (a range of positions). With few positions there
+// is one split and a block takes one head; with many, GROUP heads, and the last block to finish joins the splits of its heads.
+// A block's warps share its positions (attention_tiles.cuh, attention_lanes.cuh) and synchronize once at the end. The row's own
+// key is prepared by every block that needs it and written by one. What does not depend on the previous phase is loaded
+// before the grid barrier: the first positions of the cache, the norms' weights, RoPE's sines.
 //
-// What bounds it: up to some 300 positions a chain of latencies, and what one multiprocessor takes in; behind that memory,
-// 4.4 TB/s, and 6 us that a phase takes besides. us a phase of llama3-8b (32 / 8 heads of 128) on an H200, behind 190, 4,200
-// and 16,500 positions: by FMAs, the stretches joined in a phase of their own, 6.1, 18.2, 41.8; by tensor cores 6.0, 12.7,
-// 24.6; joined by the last block, four elements a lane, 6.4, 11.4, 23.0.
+// Bound: up to some 300 positions a chain of latencies and what one multiprocessor can load; beyond, memory at 4.4 TB/s plus
+// 6 us a phase. H200, llama3-8b (32 / 8 heads of 128): 6.4, 11.4 and 23.0 us after 190, 4,200 and 16,500 positions.
+// Versions: docs/log/cuda-decode.md.
 //
-// A block's warps share its positions (attention_tiles.cuh, attention_lanes.cuh) and meet once at the end. The row's own
-// key is turned by every block that needs it, and written by one.
 // Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16.
 constexpr u32 WARPS = STEP_THREADS / 32;
-constexpr u32 LEAST = 64; // positions of a stretch
+constexpr u32 LEAST = 64; // positions of a KV split, at least
 
-// The arguments, as they lie in a step's phase.
+// The arguments, as they lie in a phase of the persistent kernel.
 struct Call {
     RopeCacheParams params;
     u32 unused[4];
     const f32 *qkv, *q_norm, *k_norm, *inv_freq;
     Cache *k_cache, *v_cache;
-    f32 *y, *partial, *sums;      // the output; what stretches found
+    f32 *y, *partial, *sums;      // the output; the splits' partial outputs and scores
     f32 score_scale;
-    u64 gated, with_signs, count; // heads of a block
+    u64 gated, with_signs, count; // gated, with_signs: 0 or 1; count: query heads of a block
 };
 
 // A block's shared memory.
 struct Block {
     Found<WARPS> found;
-    typename Share<WARPS>::Queries queries; // multiplied by the scale of scores
-    __align__(16) Cache own[2][DIM];        // the row's key and value
+    typename Share<WARPS>::Queries queries; // multiplied by score_scale * log2(e)
+    __align__(16) Cache own[2][DIM];        // the row's own key and value
 };
 
-// A warp's head of the row: a query (the first `count` warps), the key or the value. A lane has PAIRS pairs of elements
-// that are turned against each other; pairs behind rotary_dim, and of the value, by nothing.
+// One head of the row, prepared by one warp: a query (the first `count` warps), the key or the value. A lane has PAIRS pairs of
+// elements that RoPE rotates against each other; pairs beyond rotary_dim, and the value's, keep their elements.
 struct Head {
     static constexpr u32 PAIRS = DIM / 64;
     const u32 lane = threadIdx.x & 31, task = threadIdx.x >> 5, count;
@@ -47,7 +45,7 @@ struct Head {
     u32 places[PAIRS][2];
     f32 weights[PAIRS][2], sines[PAIRS], cosines[PAIRS];
 
-    // What does not depend on the phase before.
+    // Loads and computes what does not depend on the previous phase.
     __device__ __forceinline__ Head(const Call& call, u32 head, u32 kv) : count(call.count) {
         const RopeCacheParams& params = call.params;
         const u32 half = query || key ? params.rotary_dim / 2 : 0;
@@ -71,7 +69,7 @@ struct Head {
         }
     }
 
-    // Normalises and turns it; to the cache from `cache_at` on too, if it `writes`.
+    // Normalises and rotates the head (RoPE), and writes key and value to the cache at `cache_at` if `writes`.
     __device__ __forceinline__ void prepare(Block& block, const Call& call, u64 cache_at, bool writes) const {
         if (task >= count + 2) return;
         f32 v[PAIRS][2], squares = 0.f, scale = query ? call.score_scale * LOG2E : 1.f;
@@ -107,11 +105,11 @@ struct Head {
     }
 };
 
-// Stretches that are done with, of each group of heads; 0 between phases. There are several stretches only where the
-// groups are not more than half the multiprocessors.
+// Finished splits of each group of heads; 0 between phases. The grid has several splits only where the groups number at most
+// half the multiprocessors.
 __device__ u32 stretches_done[256];
 
-// Whether all other stretches of this group are done with, and can be read.
+// Counts this split as finished; whether it is the group's last, so that all the others' results can be read.
 __device__ __forceinline__ bool comes_last(u32 group, u32 stretches) {
     __shared__ u32 before;
     __syncthreads();
@@ -125,7 +123,7 @@ __device__ __forceinline__ bool comes_last(u32 group, u32 stretches) {
     return before + 1 == stretches;
 }
 
-// Grid: (blocks that share a key/value head, key/value heads, stretches at most).
+// Grid: (blocks that share a key/value head, key/value heads, KV splits at most).
 KERNEL attention_step(const Call& call) {
     Block& block = *reinterpret_cast<Block*>(phase_shared());
     const RopeCacheParams& params = call.params;
@@ -152,7 +150,7 @@ KERNEL attention_step(const Call& call) {
         const f32 v = __fdividef(all.value, call.with_signs ? all.total * rotation_sign(at) : all.total);
         call.y[at] = call.gated ? v * sigmoid(call.qkv[(head + h) * params.q_stride + HEAD_DIM + e]) : v;
     };
-    // The stretches' results: [heads, SPLITS, DIM] and [heads, SPLITS].
+    // The splits' results: `partial` [heads, SPLITS, DIM] and `sums` [heads, SPLITS].
     auto place_of = [&](u32 h, u32 stretch) { return (head + h) * SPLITS + stretch; };
     float2* scores = reinterpret_cast<float2*>(call.sums);
     block.found.join(count, [&](u32 h, u32 e, const Joined& all) {

@@ -1,21 +1,22 @@
-// A warp's share of a stretch of positions by tensor cores: f16 keys and values, for up to four query heads. What mma.sync takes is what lanes load: no shared memory, no conversion.
+// A warp's share of a KV split on tensor cores: f16 keys and values, up to four query heads. Lanes load the operands of
+// mma.sync as they are: no shared memory, no conversion.
 //
-// Scores: queries (A) by keys (B), 8 positions at a time. A lane's 16 bytes of a key are two steps of B, the queries'
-// elements being in the same order. Rows 0 to 3 of A are the queries in f16, 4 to 7 their remainders, so that nothing is
-// lost; a shuffle adds both.
-// Outputs: values (A) by weights (B). Weights come out of the scores where B wants them; lanes of the queries' rows give
-// them in f16, those of the remainders' their remainders. A pairs positions: a byte permutation of two loaded values.
+// Scores: queries (A) by keys (B), 8 positions at a time. A lane's 16 bytes of a key are two k-steps of B, since the queries'
+// elements are in the same order. Rows 0 to 3 of A are the queries in f16, rows 4 to 7 their remainders, so that no precision
+// is lost; a shuffle adds both.
+// Outputs: values (A) by weights (B). The scores' layout is B's; lanes of the queries' rows give the weights in f16, those of the
+// remainders' rows their remainders. A pairs two positions: a byte permutation of two loaded values.
 //
-// Weights are relative to a score that is the greatest so far but for SLACK: most tiles change nothing but sums.
-// 130 instructions for 8 positions where the ordinary arithmetic takes 540.
+// Weights are relative to the largest score so far, give or take SLACK: most tiles only add to the sums.
+// Bound: memory; 8 positions take 130 instructions, by FMAs (attention_lanes.cuh) 540.
 #if defined(GROUP) && defined(CACHE_F16)
 template <u32 WARPS> struct Tiles {
-    static constexpr u32 TILE = 8, ROUND = WARPS * TILE, DEPTH = 1; // positions of a tile, of all warps' ones; tiles on their way
-    static constexpr u32 KEYS = (HEAD_DIM + 31) / 32, VALUES = (HEAD_DIM + 63) / 64; // loads of a lane for a position
-    static constexpr u32 AT_ONCE = DEPTH * ROUND; // positions that a block has on their way
+    static constexpr u32 TILE = 8, ROUND = WARPS * TILE, DEPTH = 1; // positions of a tile; of all warps' tiles; tiles in flight
+    static constexpr u32 KEYS = (HEAD_DIM + 31) / 32, VALUES = (HEAD_DIM + 63) / 64; // loads of a lane a position
+    static constexpr u32 AT_ONCE = DEPTH * ROUND; // positions that a block has in flight
     static constexpr f32 SLACK = 8.f;
     static_assert(GROUP <= 4, "four heads and their remainders fill the 8 columns");
-    // In f16 from row 0 on, the remainders from row 4 on; padded so that lanes meet no bank twice.
+    // f16 queries in rows 0 to 3, their remainders in rows 4 to 7; padded against bank conflicts.
     struct Queries {
         __align__(16) u16 rows[8][DIM + 32];
         __device__ __forceinline__ void store(u32 h, u32 e, f32 v) {
@@ -23,8 +24,8 @@ template <u32 WARPS> struct Tiles {
             rows[4 + h][e] = to_f16(v - from_f16(rows[h][e]));
         }
     };
-    // Lane (g, t) has the key of position g, elements 32 j + 8 t to + 7; values of positions 2 t and 2 t + 1, elements
-    // 64 j + 8 g to + 7; scores and weights of head g % 4 at positions 2 t and 2 t + 1; of outputs see store().
+    // Lane (g, t) holds the key of position g, elements 32 j + 8 t to + 7; values of positions 2 t and 2 t + 1, elements
+    // 64 j + 8 g to + 7; scores and weights of head g % 4 at positions 2 t and 2 t + 1; for outputs see store().
     const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     Raw k[DEPTH][KEYS], v[DEPTH][2][VALUES];
     f32 top = LOWEST, sum = 0.f, out[VALUES][4][4] = {};
@@ -42,7 +43,7 @@ template <u32 WARPS> struct Tiles {
         }
     }
 
-    // Asks for the first positions.
+    // Loads the first positions.
     __device__ __forceinline__ void start(const Stretch& of) {
         p = of.begin + (threadIdx.x >> 5) * TILE;
 #pragma unroll
@@ -56,7 +57,7 @@ template <u32 WARPS> struct Tiles {
         }
     }
 
-    // With `count` queries.
+    // Goes through the split with `count` queries.
     __device__ __forceinline__ void run(const Stretch& of, const Queries& queries, u32 count) {
         const bool used = g % 4 < count;
 #pragma unroll 1
@@ -100,13 +101,13 @@ template <u32 WARPS> struct Tiles {
         }
     }
 
-    // A pair of f16, or in the remainders' lanes what is missing to it.
+    // A pair of weights as f16, or, in the remainders' lanes, their f16 remainders.
     __device__ __forceinline__ u32 half_of(f32 a, f32 b) const {
         const u32 high = pack_f16(a, b), low = pack_f16(a - low_f16(high), b - high_f16(high));
         return g < 4 ? high : low;
     }
 
-    // The row's own key and value, which are not in the cache yet.
+    // Takes the row's own key and value, which are not in the cache yet.
     __device__ __forceinline__ void take_own(const Stretch& of, u32 slot, u32 at) {
 #pragma unroll
         for (u32 j = 0; j < KEYS; j++) {
@@ -121,17 +122,17 @@ template <u32 WARPS> struct Tiles {
         }
     }
 
-    // Makes all relative to a greater score.
+    // Raises the reference score, and scales sum and outputs to it.
     __device__ __forceinline__ void raise(f32 score) {
         score = fmaxf(score, top);
         score = fmaxf(score, __shfl_xor_sync(~0u, score, 1));
         score = fmaxf(score, __shfl_xor_sync(~0u, score, 2));
         const f32 keep = exp2f(top - score);
-        const bool first = top == LOWEST; // in all lanes or none
+        const bool first = top == LOWEST; // the same in all lanes
         top = score;
         if (first) return;
         sum *= keep;
-        // Outputs have heads 2 t and 2 t + 1.
+        // A lane's outputs belong to heads 2 t and 2 t + 1.
         const f32 keeps[2] = {__shfl_sync(~0u, keep, 8 * t), __shfl_sync(~0u, keep, 8 * t + 4)};
 #pragma unroll
         for (u32 j = 0; j < VALUES; j++) {
@@ -143,7 +144,7 @@ template <u32 WARPS> struct Tiles {
         }
     }
 
-    // Adds remainders' columns to the heads': of lanes t and t + 2, which have the same heads, each does half the elements.
+    // Adds the remainders' columns to the heads'. Lanes t and t + 2 have the same heads and do half of the elements each.
     __device__ __forceinline__ void store(Found<WARPS>& found, u32 count) const {
         const u32 warp = threadIdx.x >> 5, upper = t / 2;
 #pragma unroll
@@ -168,7 +169,7 @@ template <u32 WARPS> struct Tiles {
         if (t == 0 && g < count) found.scores[warp][g] = make_float2(top, all);
     }
 
-    // d += a b as mma(), 8 instead of 16 columns of a.
+    // d += a b as mma(), with 8 instead of 16 columns of a.
     __device__ static __forceinline__ void mma_of_8(f32 (&d)[4], u32 a0, u32 a1, u32 b) {
         asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(b));

@@ -1,24 +1,24 @@
-// y = W x for dense W [out, in] and one row of x, in f32: a launch of its own, or a phase of a step.
+// y = W x for dense W [out, in] and one row of x, in f32: a launch of its own, or a phase of the persistent decode kernel.
 //
-// Bound by memory alone, so all that counts is that loads never stop: a block a multiprocessor, rows shared out evenly,
-// a warp a row; every lane has DEPTH loads of 16 bytes on their way and asks for the next as it uses one, across the ends
-// of rows. 64 KiB a multiprocessor are under way so, also while the inputs are waited for. x is staged in shared memory,
-// normalised where `norm` is given: the weights are applied there, the scale, being linear, to the sums.
-// H200, f16, [28672 x 4096] cold: 58.8 us, 83 % of peak. Decoding llama3-8b: 194 tok/s by launches, 242 in a step.
-// Constants: DENSE_DTYPE.
+// One block a multiprocessor, rows divided evenly, one warp a row. Every lane has DEPTH loads of 16 bytes in flight and issues
+// the next one as it uses one, across the ends of rows: 64 KiB a multiprocessor, also while it waits for its inputs. x is
+// staged in shared memory and, where `norm` is given, normalised: the weights are applied there, the scale, being linear, to
+// the sums.
+// Bound: memory alone. H200, f16, [28672 x 4096] cold: 53.8 us, 91 % of peak; llama3-8b in the persistent kernel 245 tok/s.
+// Versions: docs/log/cuda-decode.md. Constants: DENSE_DTYPE.
 
-constexpr u32 DEPTH = 8, WIDE = DENSE_DTYPE == F32 ? 4 : 8; // elements of 16 bytes
-constexpr u32 CHUNK = 32 * DEPTH;                           // loads of a row that a warp makes at a time
+constexpr u32 DEPTH = 8, WIDE = DENSE_DTYPE == F32 ? 4 : 8; // elements in 16 bytes
+constexpr u32 CHUNK = 32 * DEPTH;                           // loads of a row that a warp has in flight
 
-// Where element i of x stands: the halves of a lane's eight elements apart, so that no two lanes meet in a bank.
+// Index of element i of the staged x: the two halves of a lane's eight elements lie apart, which avoids bank conflicts.
 __device__ __forceinline__ u32 staged(u32 i) {
     return WIDE == 8 ? (i & ~255u) | (i & 4) << 5 | (i >> 3 & 31) << 2 | (i & 3) : i;
 }
 
-// The norm of x, where `prepared` says where the result is kept: see RmsNormParams.
+// The norm of x, see RmsNormParams; `prepared` gets its result.
 struct MatvecInput { f32 eps, weight_offset; u32 rotate, unused[13]; };
 
-// The matrix that the step's next matvec multiplies by: bytes of a row tile, row tiles, bytes that a block asks for ahead.
+// The next phase's matrix: bytes of a row tile, row tiles, bytes that a block prefetches.
 struct MatvecAhead { u32 tile_bytes, row_tiles, bytes, unused[13]; };
 
 struct Call {
@@ -34,8 +34,8 @@ struct Call {
     MatvecAhead ahead;
 };
 
-// Asks for the beginning of what this block will read of the next matrix, so that memory is not idle while blocks wait
-// for each other.
+// Prefetches to L2 the beginning of what this block will read of the next matrix, so that memory is busy during the grid
+// barrier.
 __device__ __forceinline__ void prefetch_next(const char* next, const MatvecAhead& ahead) {
     const u32 first = ahead.row_tiles * real_block() / real_grid(), last = ahead.row_tiles * (real_block() + 1) / real_grid();
     const u32 bytes = min((last - first) * ahead.tile_bytes, ahead.bytes);
@@ -43,8 +43,8 @@ __device__ __forceinline__ void prefetch_next(const char* next, const MatvecAhea
     for (u32 i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) prefetch_l2(from + i);
 }
 
-// x, times the norm's weights, to `row` with zeros up to whole chunks; the norm's scale is returned. The block leaves its
-// part of the normalised row in `prepared`.
+// Stages x, multiplied by the norm's weights, in `row`, with zeros up to whole chunks, and returns the norm's scale. Each block
+// stores its part of the normalised row in `prepared`.
 __device__ __forceinline__ f32 stage(f32* row, const Call& call) {
     const u32 in = call.in, end = (in + CHUNK * WIDE - 1) / (CHUNK * WIDE) * (CHUNK * WIDE);
     f32 sum = 0.f;
@@ -80,8 +80,8 @@ __device__ __forceinline__ void multiply(const Call& call) {
     const u32 last = (u64)out * (real_block() + 1) / real_grid();
     release_next();
     uint4 loads[DEPTH];
-    // The row and the chunk that are loaded; past the last row the last one again, and past a row's end its last load,
-    // which x has zeros for.
+    // The row and chunk being loaded. Past the last row the last one is loaded again, past a row's end its last 16 bytes, for
+    // which the staged x is zero.
     u32 n = first, chunk = 0;
     const uint4* at = call.weight + (u64)min(n, max(last, 1u) - 1) * wide;
     auto load = [&](u32 d) { loads[d] = load_stream(at + min(chunk * CHUNK + d * 32 + lane, wide - 1)); };

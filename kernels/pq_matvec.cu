@@ -1,27 +1,27 @@
-// y = W x for product-quantized W and one row of x, as a launch of its own; in a step pq_row.cu does it, and a few rows
-// pq_rows.cu.
+// y = W x for product-quantized W and one row of x, as a launch of its own. In the persistent decode kernel pq_row.cu does
+// this; a few rows of x go to pq_rows.cu, codebooks per subspace to pq_matvec_subspace.cu.
 //
-// pq_matvec_shared: one codebook, in shared memory (see fill_table). A lane's 32 codes of a tile are looked up and are, as
-// they come, the A operand of mma.sync; x is the B operand, as f16 + f16 remainder in neighbouring columns, and loses
-// nothing to f16. A block owns a range of row tiles, its warps share the columns. x is brought into the operand's order
-// once a block, for all columns where there is room. Sums meet in shared memory: no atomics, no memset, the same result
-// every time. Each lane has the codes of four tiles on their way; the first of them and the table are asked for before
-// wait_inputs(). Registers leave room for a block of the kernel behind (BOUNDS_ALONE): qwen3.5-9b at 2-256 418.8 tok/s with
-// 128 of them on an H200, 430.4 with 112.
-// pq_matvec: any other spec, codebooks through L1, in f32, and any number of rows. Codebooks per subspace have a kernel of
-// their own, pq_matvec_subspace.cu.
+// pq_matvec_shared: W has one codebook, which is replicated in shared memory (fill_table). A lane looks up its 32 codes of a
+// tile, which gives the A operand of mma.sync as it is; x is the B operand, as f16 and f16 remainder in neighbouring columns, so
+// that no precision is lost. A block owns a contiguous range of row tiles, its warps share the columns. x is brought into the
+// operand's order once a block. The warps' sums meet in shared memory: no atomics, no memset, deterministic. Each lane has four
+// tiles of codes in flight; the first ones and the table are loaded before wait_inputs(). At most 112 registers, so that a
+// block of the next kernel fits beside (BOUNDS_ALONE).
+// Bound: memory and table lookups, as in pq_row.cu. H200, qwen3.5-9b at 2-256: 430 tok/s. Versions: docs/log/cuda-decode.md.
+//
+// pq_matvec: any other spec and any number of rows of x, in f32, codebooks through L1. Bound by the latency of lookups.
 
 #ifdef PQ_REPLICAS
 constexpr u32 WARPS = PQ_WARPS;
-constexpr u32 BATCH = PQ_BATCH;             // row tiles between two meetings of a block's warps, even
-// A step of a warp: two row tiles and, where registers suffice, two passes over the columns.
+constexpr u32 BATCH = PQ_BATCH;             // row tiles between two barriers of a block's warps, even
+// An iteration of a warp: two row tiles and, where registers suffice, two passes over the columns.
 constexpr u32 AT_ONCE = 2, PASSES = PAIRS <= 16 ? 2 : 1, UNITS = AT_ONCE * PASSES;
 constexpr u32 BATCH_ROWS = BATCH * TILE_ROWS;
 constexpr u32 SUMS = BATCH_ROWS + 4;        // padded: 4 warps' sums of 8 rows are 32 banks
-constexpr u32 TILE_STAGE = PAIRS * 8;       // words of x that are staged for a tile of 64 codes
+constexpr u32 TILE_STAGE = PAIRS * 8;       // words of staged x for a tile of 64 codes
 constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
 
-// Two neighbouring inputs, which pair `i` of code tile `tile` of the chunk multiplies.
+// Stages the two neighbouring inputs that pair `i` of code tile `tile` multiplies, as f16 and f16 remainder.
 __device__ __forceinline__ void stage_pair(u32* stage, u32 tile, u32 i, f32 a, f32 b) {
     const u32 t = i / PAIRS, p = i % PAIRS, high = pack_f16(a, b);
     u32* to = stage + tile * TILE_STAGE + p / 4 * 32 + t * 4 + p % 4;
@@ -29,19 +29,19 @@ __device__ __forceinline__ void stage_pair(u32* stage, u32 tile, u32 i, f32 a, f
     to[16] = pack_f16(a - low_f16(high), b - high_f16(high));
 }
 
-// The columns of the first of a pair's two inputs; the second is beside it. No column: `in`.
+// The column of a pair's first input, `in` where there is none; the second is the next column.
 __device__ __forceinline__ u32 pair_column(u32 tile, u32 i, u32 in) {
     const u32 code = tile * TILE_CODES + (ENTRY == 1 ? 2 * i : i / ENTRY_WORDS);
     const u32 element = ENTRY == 1 ? 0 : i % ENTRY_WORDS * 2;
     return element < D ? min(code * D + element, in) : in;
 }
 
-// Whether the second input of a pair is there: entries of 3 values end with half a pair.
+// Whether a pair has a second input: entries of 3 values end with half a pair.
 __device__ __forceinline__ bool pair_whole(u32 i) { return ENTRY == 1 || i % ENTRY_WORDS * 2 + 1 < D; }
 
-// x's columns of `tiles` code tiles from `first` on, as they are.
+// Stages x of `tiles` code tiles from `first` on.
 __device__ __forceinline__ void stage_plain(u32* stage, const f32* x, u32 in, u32 first, u32 tiles) {
-    constexpr u32 BATCHED = PASSES > 1 ? 8 : 4; // as registers suffice
+    constexpr u32 BATCHED = PASSES > 1 ? 8 : 4; // limited by registers
     const u32 count = tiles * WORDS;
     for (u32 i0 = threadIdx.x; i0 < count; i0 += BATCHED * blockDim.x) {
         f32 a[BATCHED], b[BATCHED];
@@ -60,7 +60,7 @@ __device__ __forceinline__ void stage_plain(u32* stage, const f32* x, u32 in, u3
     }
 }
 
-// A chunk of columns at a time is staged in shared memory (all of them, where there is room).
+// x is staged a chunk of columns at a time (all columns, where they fit).
 KERNEL BOUNDS_ALONE(WARPS * 32, ROOM)
 pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const f32* bias, const f32* x, f32* y,
                  u32 out, u32 in, u32 code_tiles, u32 chunk_passes, LinearParams params) {
@@ -72,8 +72,8 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
     const u32 first = row_tiles * blockIdx.x / gridDim.x, last = row_tiles * (blockIdx.x + 1) / gridDim.x;
     release_next();
 
-    // A warp's steps: for each chunk of columns, each batch of row tiles, each PASSES passes over the chunk's columns,
-    // each AT_ONCE row tiles. A unit's codes for the next step are fetched when this step's are used up.
+    // A warp iterates over chunks of columns, batches of row tiles, PASSES passes over the chunk's columns, AT_ONCE row tiles. A
+    // unit's codes for the next iteration are loaded as soon as the current ones are used up.
     struct { u32 chunk, pass, tile; } ahead = {0, 0, first};
     u32 units[UNITS][BITS] = {};
     auto fetch = [&](u32 unit) {
@@ -98,7 +98,7 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
     const u32 low = lane_offset(lane);
     for (u32 chunk = 0; chunk < passes; chunk += chunk_passes) {
         const u32 chunk_end = min(chunk + chunk_passes, passes);
-        if (chunk) __syncthreads(); // the stage is used no more
+        if (chunk) __syncthreads(); // all warps have read the stage
         const u32 tiles_in_chunk = min(chunk_end * WARPS, code_tiles) - chunk * WARPS;
         stage_plain(stage, x, in, chunk * WARPS, tiles_in_chunk);
         __syncthreads();
@@ -108,7 +108,7 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
             for (u32 pass = chunk; pass < chunk_end; pass += PASSES) {
                 const u32 kt = pass * WARPS + warp;
                 const u32* staged = stage + (kt - chunk * WARPS) * TILE_STAGE + (lane / 4 % 2 * 4 + lane % 4) * 4;
-                u32 b[PASSES][NT][STEPS][2] = {}; // of x, for the batch
+                u32 b[PASSES][NT][STEPS][2] = {}; // x for the batch
 #pragma unroll
                 for (u32 p = 0; p < PASSES; p++) {
                     if (pass + p >= chunk_end || kt + p * WARPS >= code_tiles) continue;
@@ -129,7 +129,7 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
                             const u32 unit = p * AT_ONCE + k;
                             multiply_tile<TABLE_LOG>(acc[k], units[unit], b[p], low, [&](int) { return TABLE_AT; });
                             fetch(unit);
-                            __syncwarp(); // keeps the compiler from putting the fetch off
+                            __syncwarp(); // keeps the compiler from postponing the fetch
                         }
                     }
 #pragma unroll
@@ -141,7 +141,7 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
                     }
                 }
             }
-            // Sum the batch up over the warps, 4 threads a row. What a row needs besides is loaded one row ahead.
+            // Sums the batch over the warps, 4 threads a row. Scale, bias and residual are loaded one row ahead.
             struct Target { f32* y; f32 before, scale; };
             auto target = [&](u32 i) {
                 const u32 n = batch * TILE_ROWS + i;
@@ -172,7 +172,7 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
 
 #else
 
-// One warp a row tile, one grid row a row of x.
+// Grid: (row tiles / 4, rows of x); one warp a row tile.
 KERNEL pq_matvec(const u32* codes, const u16* codebooks, const u16* scales, const f32* bias, const f32* x, f32* y,
                  u32 out, u32 in, u32 code_tiles, u32 group, LinearParams params) {
     release_next();

@@ -1,40 +1,40 @@
 // y = W x for W with a codebook per subspace (the paper's layout) and few rows of x.
 //
-// A block owns the 64 subspaces of a code tile and a range of row tiles. Its table in shared memory has 64 neighbouring
-// entries, one a subspace, for every code. With one row of x an entry is the product of the centroid and x's part, in
-// f32: a lookup and an addition is all that is left for a code. With more rows an entry is the centroid, and lookups are
-// the A operand of mma.sync as in pq_matvec.cu.
-// The 8 lanes that share columns (lane % 4) have codes of 8 rows of the same subspaces, in general different ones: they
-// would meet in a bank. So lane (g, t) takes the codes of a group in the order of i ^ g: at any time the 32 lanes look up
-// 32 subspaces, whose entries stand in 32 banks (slot_of).
-// Several matrices that share x, each with its own codebooks, are one launch. Sums over a block's columns go to
-// `partial`, which pq_sum_parts adds up: no atomics, no memset, the same result every time. Each lane has the codes of
-// DEPTH tiles and a part of the table on their way before wait_inputs().
-// On an H200, matrices of a llama3-8b layer at 2-256: 97.7 us with banks in conflict (4.1 passes a lookup), 62.0 without,
-// 55.0 with the sums of two tiles shared out together; 40.4 of it is not adding up. Bound by memory's latency.
+// A block owns the 64 subspaces of a code tile and a range of row tiles. Its table in shared memory holds, for every code, 64
+// neighbouring entries, one a subspace. With one row of x an entry is the product of the centroid and its part of x, in f32, so
+// that a code costs one lookup and one addition. With more rows an entry is the centroid, and lookups give the A operand of
+// mma.sync as in pq_matvec.cu.
+// The 8 lanes with the same lane % 4 look up different codes of the same subspaces, which would conflict in a bank. So lane
+// (g, t) takes the codes of a group in the order i ^ g: at any time the 32 lanes look up 32 subspaces, whose entries lie in 32
+// banks (slot_of).
+// Several matrices that share x are one launch. Each block writes the sums over its columns to `partial`, and pq_sum_parts adds
+// them up: no atomics, no memset, deterministic. Each lane loads DEPTH tiles of codes and a part of the table before
+// wait_inputs().
+// Bound: memory latency. H200, the four matrices of a llama3-8b layer at 2-256: 58.3 us with norms and SwiGLU, of which 40.4
+// are not adding up. Versions: docs/log/cuda-decode.md.
 
 constexpr u32 MATRICES = 4;
 
-// Matrices of `in` columns over the same x, stacked: up to four, the last one repeated.
+// Up to four matrices of `in` columns that multiply the same x; unused slots repeat the last one.
 struct Matrices { const u32 *codes[MATRICES], *tables[MATRICES]; };
 struct Places { const u16* scales[MATRICES]; u32 rows_end[MATRICES], blocks_end[MATRICES]; };
 
 #ifdef PQ_D
-// Where the entry of subspace j of lanes t stands among a code's 64: any 8, 4 or 2 neighbouring j of the four t are 32
-// banks, for entries of 1, 2 and 4 words.
+// Slot of lane t's subspace j among a code's 64 entries: 8, 4 or 2 neighbouring j of the four t cover all 32 banks, for
+// entries of 1, 2 and 4 words.
 __device__ __forceinline__ u32 slot_of(u32 t, u32 j) { return j / 2 * 8 + t * 2 + j % 2; }
 #endif
 
 #ifdef PQ_TOKENS
 constexpr u32 THREADS = PQ_WARPS * 32, WARPS = PQ_WARPS;
-constexpr int DEPTH = PQ_DEPTH;                          // tiles of codes on their way in a warp
+constexpr int DEPTH = PQ_DEPTH;                          // tiles of codes in flight a warp
 constexpr bool PRODUCTS = TOKENS == 1;
-constexpr int WORDS = PRODUCTS ? 1 : ENTRY_WORDS;        // of an entry of the table
-constexpr int GROUP = 8 / WORDS;                         // codes that lanes take in orders of their own: 8 words
+constexpr int WORDS = PRODUCTS ? 1 : ENTRY_WORDS;        // words of a table entry
+constexpr int GROUP = 8 / WORDS;                         // codes that a lane permutes: 8 words of entries
 constexpr u32 STRIDE = TILE_CODES * WORDS * 4;           // bytes from a code's entries to the next code's
 constexpr u32 K = 1u << BITS;
 
-// v[p] and v[p ^ g] change places.
+// Permutes v: v[p] becomes v[p ^ g].
 template <int N, class T> __device__ __forceinline__ void skew(T (&v)[N], u32 g) {
 #pragma unroll
     for (int apart = 1; apart < N; apart *= 2) {
@@ -48,7 +48,7 @@ template <int N, class T> __device__ __forceinline__ void skew(T (&v)[N], u32 g)
     }
 }
 
-// What a lane looks up with: its place in a code's entries for each code of a group, and which byte of a word comes when.
+// A lane's lookups: the offset of its entry for each code of a group, and the order in which it takes a word's bytes.
 struct Lane {
     u32 g, t, low[GROUP], byte[4];
 
@@ -59,7 +59,7 @@ struct Lane {
         for (u32 b = 0; b < 4; b++) byte[b] = PRODUCTS ? 0x5504 | (b ^ g % 4) << 4 : 0x4440 | (b ^ g % GROUP % 4);
     }
 
-    // Addresses of the entries of codes `first` (a group's) and those behind it, in this lane's order.
+    // Addresses of the entries of the group of codes that begins at `first`, in this lane's order.
     __device__ __forceinline__ void addresses(u32 (&at)[GROUP], const u32 (&w)[BITS], int first) const {
         if constexpr (BITS == 8) {
             u32 words[2] = {w[first / 4], w[first / 4 + (GROUP == 8)]};
@@ -101,7 +101,7 @@ __device__ __forceinline__ f32 sum_row(const u32 (&w)[BITS], int first, const La
     return sums[0] + sums[1];
 }
 
-// A lane's weights of a group of codes, in pairs.
+// A lane's weights of a group of codes, as f16 pairs in the order of the codes.
 constexpr int GROUP_PAIRS = GROUP * ENTRY / 2;
 __device__ __forceinline__ void group_pairs(u32 (&pairs)[GROUP_PAIRS], const u32 (&w)[BITS], int first, const Lane& lane) {
     u32 at[GROUP], v[WORDS][GROUP];
@@ -121,7 +121,7 @@ __device__ __forceinline__ void group_pairs(u32 (&pairs)[GROUP_PAIRS], const u32
     }
 }
 
-// The B operand for the columns of code tile `kt`: rows of x beyond `rows` and columns beyond `in` are zero.
+// The B operand of code tile `kt`; rows of x beyond `rows` and columns beyond `in` are zero.
 __device__ __forceinline__ void load_x(u32 (&b)[NT][STEPS][2], const f32* x, u32 rows, u32 in, u32 kt, u32 lane) {
     const u32 g = lane / 4, first = (kt * 4 + lane % 4) * LANE_CODES * D;
 #pragma unroll
@@ -156,8 +156,8 @@ __device__ __forceinline__ void load_x(u32 (&b)[NT][STEPS][2], const f32* x, u32
 }
 
 
-// The table of code tile `kt`: asked for in parts of FILL quads of slots a thread, the first before its inputs are there.
-constexpr u32 QUADS = TILE_CODES / 4;                    // of a code's 64 entries
+// Fills the table of a code tile in parts of FILL quads of slots a thread; the first part is loaded before wait_inputs().
+constexpr u32 QUADS = TILE_CODES / 4;                    // quads of slots in a code's 64 entries
 constexpr u32 ROWS_AT_ONCE = THREADS / QUADS, FILLS = (K + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
 constexpr u32 FILL = FILLS < 8 / ENTRY_WORDS ? FILLS : 8 / ENTRY_WORDS;
 
@@ -178,7 +178,7 @@ struct Fill {
         }
     }
 
-    // `x`: what each of the quad's four entries is multiplied by.
+    // `x`: the inputs that the quad's four entries are multiplied by (one row of x).
     __device__ __forceinline__ void store(u32 part, const f32 (&x)[4][D]) const {
 #pragma unroll
         for (u32 i = 0; i < FILL; i++) {
@@ -210,8 +210,8 @@ struct Fill {
     }
 };
 
-// A norm that is part of this kernel, for one row of x: its weights (null: no norm), where its result is kept, and
-// RmsNormParams' numbers.
+// A fused norm of one row of x: its weights (null: no norm), the buffer that gets the normalised row, and RmsNormParams'
+// numbers.
 struct Norm { const f32* weight; f32* normed; f32 eps, weight_offset; u32 unused[10]; };
 
 struct Call {
@@ -224,7 +224,7 @@ struct Call {
     const Norm& norm;
 };
 
-// Sums of a code tile's columns for a range of rows of one matrix.
+// Sums over one code tile's columns for a range of rows of one matrix.
 __device__ __forceinline__ void multiply(const Call& call, u32 block) {
     const u32 lane_id = threadIdx.x & 31, warp = threadIdx.x >> 5, in = call.in, code_tiles = call.code_tiles;
     const u32 out = call.places.rows_end[MATRICES - 1];
@@ -242,7 +242,7 @@ __device__ __forceinline__ void multiply(const Call& call, u32 block) {
     const u32 row_tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     const u32 first = row_tiles * split / splits, last = row_tiles * (split + 1) / splits;
 
-    // Where a warp has no more tiles its first one again: a load that may not happen would keep registers busy.
+    // Past its last tile a warp loads its first one again: a conditional load would cost registers.
     u32 ahead = first + warp;
     const u32* nothing = codes + ((u64)min(first, row_tiles - 1) * code_tiles + kt) * TILE_WORDS;
     u32 units[DEPTH][BITS];
@@ -308,7 +308,7 @@ __device__ __forceinline__ void multiply(const Call& call, u32 block) {
                 const bool odd = lane.t & 1;
                 sums[unit] = (odd ? lower : upper) + __shfl_xor_sync(~0u, odd ? upper : lower, 1);
             }
-            // The four lanes of a row share the sums out: lane t has row g + 8 (t % 2) of units t / 2, t / 2 + 2 ...
+            // The four lanes of a row divide the sums: lane t gets row g + 8 (t % 2) of units t / 2, t / 2 + 2 ...
 #pragma unroll
             for (int unit = 0; unit < DEPTH; unit += 2) {
                 const bool high = lane.t & 2;
@@ -350,7 +350,7 @@ pq_matvec_subspace(const __grid_constant__ Matrices matrices, const __grid_const
 
 #elif defined(PQ_D)
 
-// Codebooks [subspace][code] to tables [code tile][code][64 slots], on zeroed memory. A thread an entry.
+// Reorders codebooks [subspace][code] to tables [code tile][code][64 slots] in zeroed memory. A thread an entry.
 KERNEL pq_tables(const u32* codebooks, u32* tables, u32 subspaces) {
     const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     const u32 s = i >> BITS, code = i & ((1u << BITS) - 1u), j = s % TILE_CODES;
@@ -361,8 +361,8 @@ KERNEL pq_tables(const u32* codebooks, u32* tables, u32 subspaces) {
 }
 #else
 
-// y from the sums of all columns. A block takes a range of (token, row); a warp takes 32 of them at a time, or several
-// warps do. With one row and `gated` not null silu(gate) * up of y's two halves goes there.
+// Adds the column sums up to y: scales, bias, residual. A block takes a range of (token, row), one or several warps 32 of them
+// at a time. With one row of x and `gated` not null, `gated` gets silu(gate) * up of y's two halves.
 KERNEL BOUNDS(512, 2)
 pq_sum_parts(const __grid_constant__ Places places, const f32* bias, f32* y, const f32* partial, u32 parts,
              const __grid_constant__ LinearParams params, f32* gated) {

@@ -1,65 +1,61 @@
-// y = W x for product-quantized W and one row of x, as a phase of a step (step.cu): with what is done to x before it, and
-// to the sums behind it, so that a layer is four of these and what mixes the positions.
+// y = W x for product-quantized W with one codebook and one row of x, as a phase of the persistent decode kernel (step.cu). What
+// precedes and follows the product is fused in, so a layer is four of these phases and what mixes positions.
 //
-// The row. Every block needs all of it, and makes it ready for itself: a norm or none, then the Hadamard rotation, a warp
-// 512 elements. Of the 9 binary digits of an element's place registers take the upper four, then, exchanged through
-// shared memory, the lower four, and a shuffle the one between; no warp waits for another but for the norm's sum. The
-// rotation's signs come with the norm's weights, or with x where there is no norm. What does not depend on the phase
-// before is on its way before that is waited for: the first codes, the table, the norm's weights. Then x stands in the
-// order of mma.sync's B operand, as f16 + f16 remainder in two columns: nothing is lost to f16.
+// x. Every block needs all of x and prepares it for itself: an optional norm, then the Hadamard rotation, 512 elements (a span)
+// a warp. Of the 9 binary digits of an element's index registers cover the upper four, then, after an exchange through shared
+// memory, the lower four, and a shuffle the one between; warps wait for each other only for the norm's sum. The rotation's
+// signs are applied with the norm's weights, or by the phase that wrote x where there is no norm. x is then stored in the
+// order of mma.sync's B operand as f16 and f16 remainder, in two columns, so that no precision is lost.
 //
-// The product. A block owns a range of row tiles, its warps share the columns. A lane's 32 codes of a tile are looked
-// up and are, as they come, the A operand. Each lane has the codes of four tiles on their way, across the wait for the
-// phase before. Sums meet in shared memory: no atomics, no memset, the same result every time.
+// Product. A block owns a contiguous range of row tiles, its warps share the columns. A lane looks up its 32 codes of a tile in
+// the table in shared memory, which gives the A operand as it is. Each lane has four tiles of codes in flight. First codes,
+// table and the norm's weights do not depend on the previous phase and are loaded before the grid barrier. The warps' sums
+// meet in shared memory: no atomics, no memset, deterministic.
 //
-// The sums. Scaled, added to a residual; or silu(gate) * up, where a block takes a gate's row tile with its up's.
+// Sums. Scaled and added to a residual; or silu(gate) * up, where a block takes each gate row tile with its up row tile.
 //
-// Memory and lookups bound the product: 58 clocks a KB of codes of a multiprocessor from memory, lookups and mma 42, all
-// together 60 in a loop alone, and 57 here, where the first 64 KB are in L2 by then. By version, llama3-8b at 2-256 on an
-// H200: a block making the row ready behind eight barriers 429.6 tok/s; in registers, three barriers, SwiGLU in here 433.5;
-// by warps that do not wait for each other 480.7; 16 row tiles between two meetings instead of 8 491.1; scales asked for
-// early, the norm's sum behind the rotation, the waiting warp first of all 497.6. On another card 520; row scales of all
-// rows ahead of the sums 525; codes' addresses that only move on 534; two sums in turns, no __syncwarp behind a fetch 538.
+// Bound: memory and table lookups at once. Loads alone take 58 clocks a KB of codes and multiprocessor, lookups and mma 42; here
+// 57, because the first 64 KB are in L2 by then. H200, llama3-8b at 2-256: 538 tok/s. Versions: docs/log/cuda-decode.md.
 
 constexpr u32 WARPS = PQ_WARPS, THREADS = WARPS * 32;
-constexpr u32 BATCH = PQ_BATCH;             // row tiles between two meetings of a block's warps, even
-// A step of a warp: two row tiles and, where registers suffice, two passes over the columns.
+constexpr u32 BATCH = PQ_BATCH;             // row tiles between two barriers of a block's warps, even
+// An iteration of a warp: two row tiles and, where registers suffice, two passes over the columns.
 constexpr u32 AT_ONCE = 2, PASSES = PAIRS <= 16 ? 2 : 1, UNITS = AT_ONCE * PASSES;
 constexpr u32 BATCH_ROWS = BATCH * TILE_ROWS;
 constexpr u32 SUMS = BATCH_ROWS + 4;        // padded: 4 warps' sums of 8 rows are 32 banks
 constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
-// Of x for a tile: for four pairs of a lane, 8 places of 4 words (the columns, then the lanes), and 2 between, so
-// that a thread's 16 bytes of neighbouring pairs meet no bank twice.
+// x of a tile in shared memory: for four pairs of a lane 8 slots of 4 words (the operand's columns, then the lanes), padded
+// by 2 slots so that storing 16 bytes of neighbouring pairs a thread has no bank conflicts.
 constexpr u32 PITCH = 40, TILE_STAGE = PAIRS / 4 * PITCH;
 constexpr u32 COLUMNS_OF_TILE = TILE_CODES * D;
-constexpr u32 ROUND = WARPS * SPAN; // elements that a block makes ready at a time
-// Words of a span as it is staged; SPAN_STAGE of them serve the exchange before.
+constexpr u32 ROUND = WARPS * SPAN; // elements of x that a block prepares at a time
+// Words of a staged span. Its first SPAN_STAGE words serve the rotation's exchange before it is stored.
 constexpr u32 SPAN_WORDS = SPAN / COLUMNS_OF_TILE * TILE_STAGE;
 
-// The arguments, as they lie in a step's phase.
+// The arguments, as they lie in a phase of the persistent kernel.
 struct Call {
     const u32 *codes, *codebook;
     const u16* scales;
     const f32 *bias, *x;
     f32* y;
-    u64 out, in, code_tiles, chunk_passes; // passes whose x is staged at a time
+    u64 out, in, code_tiles, chunk_passes; // chunk_passes: passes whose x is staged at a time
     struct { u32 rows, y_stride, y_offset, accumulate, unused[12]; } params;
-    const f32* weight;   // of a norm, or null
-    f32* prepared;       // where the row is wanted as it is multiplied, or null
-    const char* next;    // the codes of the step's next matrix
+    const f32* weight;   // the norm's, or null: no norm
+    f32* prepared;       // gets the prepared x, or null
+    const char* next;    // codes of the next phase's matrix, to prefetch, or null
     struct {
         f32 eps, weight_offset;
-        u32 rotate;        // block of the rotation, or 0
-        u32 prepare;       // 0: x is multiplied as it is
+        u32 rotate;        // block size of the rotation, or 0: none
+        u32 prepare;       // 0: x is multiplied unchanged
         u32 paired;        // 1: y = silu(first half of the rows) * second half
-        u32 with_signs;    // 1: y gets the signs of the next matrix's rotation
-        u32 next_tile_bytes, next_row_tiles, next_bytes, next_paired; // of the next matrix; bytes that a block asks for ahead
+        u32 with_signs;    // 1: y is multiplied by the signs of the next matrix's rotation
+        u32 next_tile_bytes, next_row_tiles, next_bytes, next_paired; // the next matrix; next_bytes: prefetched by a block
         u32 unused[6];
     } extra;
 };
 
-// Asks for the beginning of what this block will read of the next matrix, so that memory is not idle while blocks wait
-// for each other.
+// Prefetches to L2 the beginning of what this block will read of the next matrix, so that memory is busy during the grid
+// barrier.
 __device__ __forceinline__ void prefetch_next(const Call& call) {
     const u32 paired = call.extra.next_paired, tiles = call.extra.next_row_tiles >> paired;
     const u64 tile_bytes = call.extra.next_tile_bytes;
@@ -71,10 +67,10 @@ __device__ __forceinline__ void prefetch_next(const Call& call) {
     }
 }
 
-// ---- The row ----
+// ---- x ----
 
-// The rotation's signs for a lane's elements of the span that begins at `first`, a bit each; those of a warp's first span
-// are kept from matrix to matrix.
+// The rotation's signs for a lane's elements of the span that begins at `first`, a bit each. Those of a warp's first span are
+// the same for every matrix and are kept in row_signs.
 __device__ __forceinline__ u32 signs_of(u32 first) {
     const bool keep = first == threadIdx.x / 32 * SPAN;
     const u32 kept = row_signs[threadIdx.x];
@@ -86,13 +82,13 @@ __device__ __forceinline__ u32 signs_of(u32 first) {
     return signs;
 }
 
-// Where the words of pairs 4 n .. 4 n + 3 of the staged columns stand; their remainders 16 words further.
+// Address of the staged pairs 4 n .. 4 n + 3 of the columns; their f16 remainders follow 16 words later.
 __device__ __forceinline__ u32* staged_at(u32* stage, u32 n) {
     const u32 tile = n / PAIRS, t = n % PAIRS / (PAIRS / 4), p = n % (PAIRS / 4);
     return stage + tile * TILE_STAGE + p * PITCH + t * 4;
 }
 
-// Eight elements' pairs.
+// Stores eight elements as f16 pairs and the pairs of their remainders.
 __device__ __forceinline__ void store_pairs(u32* to, const f32* e, f32 scale) {
     u32 high[4], low[4];
 #pragma unroll
@@ -105,16 +101,16 @@ __device__ __forceinline__ void store_pairs(u32* to, const f32* e, f32 scale) {
     *reinterpret_cast<uint4*>(to + 16) = make_uint4(low[0], low[1], low[2], low[3]);
 }
 
-// Waits for all warps, each of which may do so in another place.
+// A barrier of all warps, which may reach it at different places in the code.
 __device__ __forceinline__ void meet() { asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
-// The row's columns from `begin` up to `end` (whole tiles; `begin` between spans), normalised and rotated as asked. D is 1,
-// 2, 4 or 8.
+// Stages columns `begin` to `end` of x (whole tiles; `begin` a multiple of SPAN), normalised and rotated as call.extra says.
+// D is 1, 2, 4 or 8.
 __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32 begin, u32 end) {
     __shared__ __align__(16) f32 squares[WARPS];
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, in = call.in, rotate = call.extra.rotate;
     const bool norm = call.weight;
-    bool summed = !norm; // whether `scale` has the norm
+    bool summed = !norm; // whether `scale` includes the norm
     u32 first = begin + warp * SPAN;
     f32 scale = rotate ? rsqrtf((f32)rotate) : 1.f, e[SPAN_EACH], w[SPAN_EACH]; // w: the norm's weights, or the next span
     u32 signs = 0;
@@ -133,7 +129,7 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
         sum = warp_sum(sum);
         if (lane == 0) squares[warp] = sum;
         __syncwarp();
-        // Who has elements waits for the others' sums when it has rotated them.
+        // Warps with elements meet after the rotation, which hides the wait for the other warps' sums.
         if (first >= end) meet();
     }
 #pragma unroll 1
@@ -179,8 +175,8 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
     }
 }
 
-// The row's columns of code tiles `first` to `first + tiles` as they are. Entries whose values do not fill 2, 4 or 8
-// places have pairs with one value, or none.
+// Stages x of code tiles `first` to `first + tiles` unchanged. Codebook entries are padded to 2, 4 or 8 values, so some pairs
+// hold one value or none.
 __device__ __forceinline__ void stage_plain(u32* stage, const Call& call, u32 first, u32 tiles) {
     const u32 in = call.in, count = tiles * WORDS;
     constexpr u32 BATCHED = 4;
@@ -207,7 +203,7 @@ __device__ __forceinline__ void stage_plain(u32* stage, const Call& call, u32 fi
     }
 }
 
-// ---- The sums ----
+// ---- The product and its sums ----
 
 KERNEL pq_matvec_shared(const Call& call) {
     const u32 out = call.out, code_tiles = call.code_tiles, paired = call.extra.paired;
@@ -221,9 +217,9 @@ KERNEL pq_matvec_shared(const Call& call) {
     const u32 count = (shared_out * (real_block() + 1) / real_grid() - first) << paired;
     auto tile_of = [&](u32 j) { return first + (j >> paired) + (j & paired) * half; };
 
-    // A warp's steps: for each chunk of columns, each AT_ONCE row tiles, each PASSES passes over the chunk's columns. A
-    // unit's codes for the next step are fetched when this step's are used up, from `at`, which only moves on: two row
-    // tiles are `apart`, the next two `onward`.
+    // A warp iterates over chunks of columns, AT_ONCE row tiles of each, PASSES passes over the chunk's columns of each. A unit
+    // is one of an iteration's UNITS tiles of codes: its codes for the next iteration are loaded as soon as the current ones are
+    // used up. The address `at` only advances: neighbouring row tiles are `apart`, the next AT_ONCE `onward`.
     const u32 chunk = call.chunk_passes * WARPS;
     const u64 row_words = (u64)code_tiles * TILE_WORDS;
     const u64 apart = row_words * (paired ? half : 1), onward = row_words * (paired ? 1 : AT_ONCE);
@@ -248,7 +244,7 @@ KERNEL pq_matvec_shared(const Call& call) {
         for (u32 unit = 0; unit < UNITS; unit++) fetch(unit);
         if (call.weight && call.extra.rotate) signs_of(warp * SPAN);
     };
-    // The warp of the thread that waits does so at once: nobody may be later for its codes.
+    // Warp 0 polls the grid barrier, so it loads its codes after it: no load may delay the poll.
     if (warp) fetch_first();
     const u32 other = THREADS - 1 - threadIdx.x;
     if (call.weight && other * 32 < call.in) prefetch_l2(call.weight + other * 32);
@@ -262,14 +258,14 @@ KERNEL pq_matvec_shared(const Call& call) {
 #pragma unroll 1
     for (u32 begin = 0; begin < code_tiles; begin += chunk) {
         const u32 end = min(begin + chunk, code_tiles);
-        if (begin) __syncthreads(); // the stage and the sums are used no more
+        if (begin) __syncthreads(); // all warps have read the stage and the sums
         if (call.extra.prepare) {
             stage_prepared(stage, call, begin * COLUMNS_OF_TILE, end * COLUMNS_OF_TILE);
         } else {
             stage_plain(stage, call, begin, end - begin);
         }
         __syncthreads();
-        // x of two passes stays in registers.
+        // x of up to PASSES passes stays in registers; more are reloaded for every tile.
         const bool several = end - begin > PASSES * WARPS;
         u32 b[PASSES][NT][STEPS][2] = {};
 #pragma unroll 1
@@ -309,7 +305,7 @@ KERNEL pq_matvec_shared(const Call& call) {
                     store_sums(acc[k], lane, [&](u32, u32 r, f32 v) { partial[warp * SUMS + (tile + k) * TILE_ROWS + r] = v; });
                 }
             }
-            // Sum the batch up over the warps, 4 threads a row of y. What the rows need besides is on its way before.
+            // Sums the batch over the warps, 4 threads a row of y. Scales, biases and residuals are loaded before the barrier.
             struct Target { f32* y; f32 before[2], scale[2]; u32 row, n; };
             auto target = [&](u32 i) {
                 const u32 r = paired ? i / TILE_ROWS * (2 * TILE_ROWS) + i % TILE_ROWS : i, j = batch + r / TILE_ROWS;
@@ -328,7 +324,7 @@ KERNEL pq_matvec_shared(const Call& call) {
             };
             constexpr u32 AT_A_TIME = THREADS / 4, TURNS = BATCH_ROWS / AT_A_TIME;
             static_assert(BATCH_ROWS % AT_A_TIME == 0, "every row has its turn");
-            constexpr bool WHOLE = BATCH_ROWS / 2 % AT_A_TIME == 0; // whether pairs of rows make whole turns too
+            constexpr bool WHOLE = BATCH_ROWS / 2 % AT_A_TIME == 0; // whether paired rows fill whole turns too
             Target rows[TURNS];
 #pragma unroll
             for (u32 r = 0; r < TURNS; r++) rows[r] = target(r * AT_A_TIME + threadIdx.x / 4);

@@ -1,29 +1,31 @@
-// y = W x for product-quantized W with one codebook and a few rows of x.
+// y = W x for product-quantized W with one codebook and a few rows of x (2 to 16).
 //
-// x comes packed (pack_rows.cu) and is the B operand of mma.sync, a column a row of x, or two (f16 and what that leaves
-// of the f32) for up to 4 rows, which so lose nothing to f16. The tensor cores take eight columns at the price of one, so
-// the product costs what it costs for one row: a lane's 32 codes of a tile are looked up (fill_table) and are, as they
-// come, the A operand; each lane has the codes of four tiles on their way.
+// x comes packed (pack_rows.cu) as the B operand of mma.sync: a column a row of x, or, for up to 4 rows, two columns (f16 and f16
+// remainder), so that no precision is lost. An mma takes eight columns at the price of one, so the product costs what it
+// costs for one row: a lane looks up its 32 codes of a tile in shared memory (fill_table), which gives the A operand as it is.
+// Each lane has four tiles of codes in flight.
 //
-// A block owns a range of row tiles, its warps share the columns: WARPS x PASSES code tiles, whose x stays in registers
-// for all of the block's rows. More columns are taken in turns, which reads x as often as there are blocks: fewer rows a
-// block than that pays for are better multiplied by pq_matmul_tiles.cu, as is measured (tune.rs). Sums meet in shared
-// memory: no atomics, no memset, the same result every time. The first codes and the table are asked for before
-// wait_inputs(). Registers leave room for a block of the kernel behind (BOUNDS_ALONE): by 8 sequences llama3-8b at 2-256 makes
-// 3,182 tok/s on an H200, and 2,799 with 113 registers instead of 112.
+// A block owns a contiguous range of row tiles, its warps share the columns: WARPS x PASSES code tiles, whose x stays in
+// registers for all of the block's rows. More columns take several rounds, and every block reads x: with few rows a block
+// pq_matmul_tiles.cu is faster, which tuning finds out (tune.rs). The warps' sums meet in shared memory: no atomics, no
+// memset, deterministic. First codes and table are loaded before wait_inputs(). At most 112 registers, so that a block of the
+// next kernel fits beside (BOUNDS_ALONE).
+//
+// Bound: memory and table lookups up to 8 rows. H200, a llama3-8b layer's matrices at 2-256: 46.9 us by 4 rows, 86.9 by 16;
+// 3,182 tok/s by 8 sequences. Versions: docs/log/cuda-batch.md.
 
 constexpr u32 WARPS = PQ_WARPS;
-constexpr u32 BATCH = PQ_BATCH;             // row tiles between two meetings of a block's warps, even
-// A step of a warp: two row tiles and, where registers suffice, two passes over the columns.
+constexpr u32 BATCH = PQ_BATCH;             // row tiles between two barriers of a block's warps, even
+// An iteration of a warp: two row tiles and, where registers suffice, two passes over the columns.
 constexpr u32 AT_ONCE = 2, PASSES = NT * PAIRS <= 16 ? 2 : 1, UNITS = AT_ONCE * PASSES;
 constexpr u32 BATCH_ROWS = BATCH * TILE_ROWS;
 // Padded: a warp's sums of 8 rows by 4 rows of x, and 4 warps' sums of 8 rows, are 32 banks.
 constexpr u32 SUMS = BATCH_ROWS + (SPLIT ? 8 : 4), WARP_SUMS = TOKENS * SUMS + 8;
-constexpr u32 PIECES = PAIRS / 4;           // of 16 bytes a lane, of a code tile's x
-// Batches whose sums have room: one that warps are at, one that they add up, and one between.
+constexpr u32 PIECES = PAIRS / 4;           // pieces of 16 bytes a lane of a code tile's x
+// Batches whose sums have space: the one being multiplied, the one being added up, and one between.
 constexpr u32 SLOTS = 3, SLOT = WARPS * WARP_SUMS;
 
-// A barrier in shared memory at which every warp arrives once a round, by one lane: 32 would be as many operations.
+// A barrier in shared memory at which one lane arrives for each warp: 32 lanes would take 32 operations.
 __device__ __forceinline__ void init_barrier(u32 barrier) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "n"(WARPS) : "memory");
 }
@@ -31,7 +33,7 @@ __device__ __forceinline__ void arrive(u32 barrier, u32 lane) {
     __syncwarp();
     if (lane == 0) asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(barrier) : "memory");
 }
-// Until all have arrived in a round of this parity.
+// Waits until all warps have arrived in the round of this parity.
 __device__ __forceinline__ void wait_for_all(u32 barrier, u32 parity) {
     for (u32 there = 0; !there;) {
         asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
@@ -51,8 +53,8 @@ pq_rows(const u32* codes, const u32* codebook, const u16* scales, const f32* bia
     const u32 first = row_tiles * blockIdx.x / gridDim.x, count = row_tiles * (blockIdx.x + 1) / gridDim.x - first;
     release_next();
 
-    // A warp's steps: for each PASSES passes over the columns, each AT_ONCE row tiles. A unit's codes for the next step
-    // are fetched when this step's are used up.
+    // A warp iterates over PASSES passes over the columns, AT_ONCE row tiles. A unit's codes for the next iteration are loaded
+    // as soon as the current ones are used up.
     struct { u32 begin, tile; } ahead = {0, 0};
     u32 units[UNITS][BITS] = {};
     auto fetch = [&](u32 unit) {
@@ -69,9 +71,9 @@ pq_rows(const u32* codes, const u32* codebook, const u16* scales, const f32* bia
     if (threadIdx.x < SLOTS) init_barrier(barrier + threadIdx.x * 8);
     wait_inputs();
 
-    // The batches so far, and the last of them, whose sums nobody has added up yet.
+    // The number of batches so far, and the last of them, whose sums are not added up yet.
     struct { u32 turn, begin, batch; } last = {0, 0, 0};
-    // Sums over the warps, 4 threads a row. What a row needs besides is loaded one row ahead.
+    // Sums the last batch over the warps, 4 threads a row. Scale, bias and residual are loaded one row ahead.
     auto add_up = [&]() {
         struct Target { f32* y; f32 before, scale; };
         auto target = [&](u32 i) {
@@ -105,8 +107,8 @@ pq_rows(const u32* codes, const u32* codebook, const u16* scales, const f32* bia
     const u32 low = lane_offset(lane);
 #pragma unroll 1
     for (u32 begin = 0; begin < code_tiles; begin += PASSES * WARPS) {
-        // x is used once, by an operation that changes nothing, before the loop: its loads and those of codes share one
-        // counter of a warp, on which the loop would wait, for the codes just asked for, wherever it takes x.
+        // Touch x before the loop (XOR with `none`, which is 0 at run time): its loads share a scoreboard with the codes', so the
+        // loop would stall on the codes just requested wherever it reads x.
         const u32 none = gridDim.y - 1;
         u32 b[PASSES][NT][STEPS][2] = {};
 #pragma unroll
@@ -121,7 +123,7 @@ pq_rows(const u32* codes, const u32* codebook, const u16* scales, const f32* bia
                 b[p][nt][s + 1][0] = v.z ^ none, b[p][nt][s + 1][1] = v.w ^ none;
             }
         }
-        if (begin == 0) __syncthreads(); // the table is there
+        if (begin == 0) __syncthreads(); // the table is filled
 #pragma unroll 1
         for (u32 batch = 0; batch < count; batch += BATCH) {
             const u32 tiles = min(BATCH, count - batch);
@@ -139,7 +141,7 @@ pq_rows(const u32* codes, const u32* codebook, const u16* scales, const f32* bia
                             multiply_tile<TABLE_LOG>(acc[k], units[unit], b[p], low, [&](int) { return TABLE_AT; });
                         }
                         fetch(unit);
-                        __syncwarp(); // keeps the compiler from putting the fetch off
+                        __syncwarp(); // keeps the compiler from postponing the fetch
                     }
                 }
 #pragma unroll

@@ -1,8 +1,8 @@
-// Product-quantized weights as the device holds them: tiles of 16 rows x 64 codes, [row tile][code tile][BITS planes].
-// Lane (g, t) of a warp owns codes 16t .. 16t+15 of rows g and g+8: 32 codes, BITS words, which is the A operand of
-// mma.sync; a tile's words lie in planes of 16 bytes a lane (then 8, then 4), so every load of a warp is contiguous.
-// Codes lie one after the other in a row's words; those of 6 bits in bytes, which are cut out in one instruction: 12 of
-// a row's 16 in a byte each of its 3 words, the last four's bits two by two in what those leave.
+// Product-quantized weights in device memory: tiles of 16 rows x 64 codes, [row tile][code tile][BITS planes].
+// Lane (g, t) of a warp owns codes 16t .. 16t+15 of rows g and g+8: 32 codes, BITS words, which are the A operand of mma.sync
+// once they are looked up. A tile's words lie in planes of 16 bytes a lane (then 8, then 4), so that every load of a warp is
+// contiguous. A row's codes lie back to back in its words. 6-bit codes lie in bytes instead, which one instruction extracts: 12
+// of a row's 16 in one byte each of its 3 words, the last four two bits at a time in what those bytes leave.
 // Constants: PQ_D, PQ_BITS.
 
 constexpr int BITS = PQ_BITS;
@@ -14,10 +14,10 @@ constexpr bool SPREAD = true;
 #else
 constexpr bool SPREAD = false;
 #endif
-// Halves of a codebook entry, padded to what one load takes.
+// f16 values of a codebook entry, padded to the size of one load.
 constexpr int ENTRY = D <= 2 ? D : D <= 4 ? 4 : 8;
 
-// Where word `w` of `lane` stands in a tile.
+// Index of `lane`'s word `w` in a tile.
 __device__ __forceinline__ u32 plane_word(u32 lane, u32 w) {
     constexpr u32 QUADS = BITS / 4 * 4;
     if (w < QUADS) return (w / 4) * 128 + lane * 4 + w % 4;
@@ -26,8 +26,8 @@ __device__ __forceinline__ u32 plane_word(u32 lane, u32 w) {
     return (BITS & ~1) * 32 + lane;
 }
 
-// A lane's words of one tile. Not by the path for constants (load_stream): the compiler would put these loads off to the
-// end of a step, past all that could hide them.
+// Loads a lane's words of one tile. Not through the read-only path (load_stream): the compiler would postpone these loads to
+// the end of an iteration, where nothing hides their latency.
 __device__ __forceinline__ void load_tile(u32 (&w)[BITS], const u32* tile, u32 lane) {
 #pragma unroll
     for (int q = 0; q < BITS / 4 * 4; q += 4) {
@@ -44,14 +44,14 @@ __device__ __forceinline__ void load_tile(u32 (&w)[BITS], const u32* tile, u32 l
     }
 }
 
-// The last four 6-bit codes of a row's words, a byte each, with two bits of others above.
+// The last four 6-bit codes of a row, a byte each; the two bits above belong to other codes.
 __device__ __forceinline__ u32 last_codes(u32 a, u32 b, u32 c) {
     const u32 low = (a >> 6 & 0x03030303u) | (b >> 4 & ~0x03030303u);
     return (low & 0x0f0f0f0fu) | (c >> 2 & ~0x0f0f0f0fu);
 }
 
-// Code `i` (0..31) of a lane's words, shifted left by LOG, with `low`'s bits below. One instruction where a code is a
-// byte and goes to byte 1 (of 6 bits: the two above come with it), else a shift and one three-input operation.
+// Code `i` (0..31) of a lane's words, shifted left by LOG, with `low`'s bits below: the offset of a table entry. One instruction
+// where a code is a byte and goes to byte 1 (6-bit codes bring two foreign bits along), else a shift and a lop3.
 template <int LOG>
 __device__ __forceinline__ u32 code_at(const u32 (&w)[BITS], int i, u32 low) {
     constexpr bool BYTES = BITS == 8 || BITS == 6;
@@ -76,7 +76,7 @@ __device__ __forceinline__ u32 code_at(const u32 (&w)[BITS], int i, u32 low) {
     return out;
 }
 
-// One code, for kernels that walk a row.
+// The code of row `row` and subspace `j`, for kernels that walk a row.
 __device__ __forceinline__ u32 code_of(const u32* codes, u32 code_tiles, u32 row, u32 j) {
     const u32* tile = codes + ((u64)(row / TILE_ROWS) * code_tiles + j / TILE_CODES) * TILE_WORDS;
     const u32 lane = (row % 8) * 4 + (j % TILE_CODES) / LANE_CODES;
@@ -96,12 +96,12 @@ __device__ __forceinline__ u32 code_of(const u32* codes, u32 code_tiles, u32 row
 // A codebook entry as words: pairs of f16 (d = 1: the one value twice).
 constexpr int ENTRY_WORDS = ENTRY == 1 ? 1 : ENTRY / 2, ENTRY_BYTES = ENTRY_WORDS * 4;
 constexpr int ENTRY_LOG = ENTRY_WORDS == 1 ? 2 : ENTRY_WORDS == 2 ? 3 : 4;
-// Pairs of weights that a lane holds per row of a tile, and the mma steps that use them up, two a step.
+// Pairs of weights of a lane in a row of a tile, and the mma k-steps that use them, two a step.
 constexpr int PAIRS = LANE_CODES * ENTRY / 2, STEPS = PAIRS / 2;
 
 struct Entry { u32 word[ENTRY_WORDS]; };
 
-// From an address in shared memory: a constant added to it costs nothing, which it would to a generic pointer.
+// Loads an entry from a shared-memory address: adding a constant to it is free, adding one to a generic pointer is not.
 __device__ __forceinline__ Entry load_entry(u32 at) {
     Entry e;
     if constexpr (ENTRY_WORDS == 1) {
@@ -129,9 +129,8 @@ __device__ __forceinline__ Entry load_entry(const char* at) {
     return e;
 }
 
-// The pairs of weights of codes `first`, first + 1, ... of a lane (0-15: row g, 16-31: row g + 8), from a table at
-// `at(code's column)`, a pointer or an address in shared memory, whose entries are 1 << LOG bytes apart and begin at
-// `low`.
+// Looks up the pairs of weights of a lane's codes `first`, first + 1, ... (0-15: row g, 16-31: row g + 8) in the table at
+// `at(code's column)`, a pointer or a shared-memory address, whose entries are 1 << LOG bytes apart and begin at `low`.
 template <int LOG, int COUNT, class Base>
 __device__ __forceinline__ void pairs_of(u32 (&pairs)[COUNT], const u32 (&w)[BITS], int first, u32 low, Base at) {
 #pragma unroll
@@ -148,11 +147,11 @@ __device__ __forceinline__ void pairs_of(u32 (&pairs)[COUNT], const u32 (&w)[BIT
 
 #ifdef PQ_TOKENS
 constexpr int TOKENS = PQ_TOKENS;          // rows of x, at most
-constexpr bool SPLIT = TOKENS <= 4;        // x as f16 + f16 remainder
+constexpr bool SPLIT = TOKENS <= 4;        // x as f16 and f16 remainder
 constexpr int COLUMNS = SPLIT ? 2 * TOKENS : TOKENS;
 constexpr int NT = (COLUMNS + 7) / 8;      // 8-column operands
 
-// The lane's part of a tile's 16 x TOKENS sums, to at(token, row).
+// Passes the lane's part of a tile's 16 x TOKENS sums to at(token, row, sum).
 template <class At>
 __device__ __forceinline__ void store_sums(const f32 (&acc)[NT][4], u32 lane, At at) {
     const u32 g = lane / 4, t = lane % 4;
@@ -177,8 +176,8 @@ __device__ __forceinline__ void store_sums(const f32 (&acc)[NT][4], u32 lane, At
     }
 }
 
-// acc += a tile's weights times x; a few codes at a time, so that registers suffice. IN_TURNS: by two sums, since an mma
-// waits for the one before whose sum it goes on with.
+// acc += a tile's weights times x, a few codes at a time to limit registers. IN_TURNS: two accumulators in turns, since an mma
+// waits for the previous one with the same accumulator.
 template <int LOG, bool IN_TURNS = false, class Base>
 __device__ __forceinline__ void multiply_tile(f32 (&acc)[NT][4], const u32 (&w)[BITS], const u32 (&b)[NT][STEPS][2],
                                               u32 low, Base at) {
@@ -207,8 +206,8 @@ __device__ __forceinline__ void multiply_tile(f32 (&acc)[NT][4], const u32 (&w)[
 #endif
 
 #ifdef PQ_TABLE_AT
-// Tables stand at an address that is known here, so that it is part of every lookup's instruction: behind all that
-// kernels have in shared memory besides.
+// The table's shared-memory address is a compile-time constant, which every lookup's instruction contains: after all static
+// shared memory of the kernels.
 constexpr u32 TABLE_AT = PQ_TABLE_AT;
 
 __device__ __forceinline__ char* table_start() {
@@ -217,9 +216,9 @@ __device__ __forceinline__ char* table_start() {
 #endif
 
 #ifdef PQ_REPLICAS
-// A shared codebook in shared memory, each entry PQ_REPLICAS times side by side: with 128 bytes of copies no two
-// lanes of a warp ever want the same bank. PQ_SPREAD: the copies of an entry stand 256 bytes
-// apart, and there are 256 of them (64 four times), which code_at makes of codes in bytes in one instruction.
+// The codebook in shared memory, each entry PQ_REPLICAS times side by side: with 128 bytes of copies no two lanes of a warp use
+// the same bank. PQ_SPREAD: entries lie 256 bytes apart and number 256 (64 entries four times), so that code_at gets the offset
+// of a code in a byte in one instruction.
 constexpr int REPLICAS = PQ_REPLICAS, COPIES_BYTES = REPLICAS * ENTRY_BYTES;
 __device__ constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
 constexpr int TABLE_LOG = SPREAD ? 8 : log2_of(COPIES_BYTES), TABLE_ENTRIES = SPREAD ? 256 : 1 << BITS;
@@ -244,7 +243,7 @@ __device__ __forceinline__ void fill_table(char* table, const u32* codebook) {
         uint4 v[BATCHED];
 #pragma unroll
         for (u32 k = 0; k < BATCHED; k++) {
-            // Past the end the last one again: with a condition the compiler would keep the round before, and spill it.
+            // Past the end the last entry is loaded again: with a condition the compiler keeps the previous round's and spills.
             v[k] = value(min(first + k * blockDim.x, COUNT - 1));
         }
 #pragma unroll
@@ -255,7 +254,7 @@ __device__ __forceinline__ void fill_table(char* table, const u32* codebook) {
     }
 }
 
-// The codebook's copies, if they are not there yet: the same codebook serves a step's matrices.
+// Fills the table unless it holds this codebook already: a decode step's matrices share one codebook.
 __device__ __forceinline__ void use_table(char* table, const u32* codebook) {
 #ifdef STEP
     if (table_of == codebook) return;
@@ -267,6 +266,6 @@ __device__ __forceinline__ void use_table(char* table, const u32* codebook) {
 
 __device__ __forceinline__ u32 lane_offset(u32 lane) { return lane % REPLICAS * ENTRY_BYTES; }
 
-// Whether a block leaves registers to the next kernel's (BOUNDS_ALONE): where that spills none.
+// Whether a block leaves registers for a block of the next kernel (BOUNDS_ALONE): only where that does not spill.
 constexpr bool ROOM = BITS <= 8 && D <= 4;
 #endif

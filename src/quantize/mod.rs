@@ -11,7 +11,7 @@
 //!
 //! The unquantized model writes text ([`text`]), its [`Activations`] go through the model block by block, and the second
 //! [`Moments`] of what each linear layer reads tell how a column's error is carried into the next columns
-//! ([`crate::pq::Carry`]). Measured on wiki-32m (benches/RESULTS.md): letting quantized layers feed the next ones gains
+//! ([`crate::pq::Carry`]). Measured on wiki-32m (docs/log/quality.md): letting quantized layers feed the next ones gains
 //! nothing, damping between 0.2 % and 25 % is all the same, and twice the text gains 1 %.
 
 mod activations;

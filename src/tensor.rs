@@ -65,8 +65,8 @@ pub struct Form {
     pub stored: Stored,
 }
 
-/// How a weight's numbers are stored.
-#[derive(Clone, Copy, Debug)]
+/// How a tensor's numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
     Dense(Dtype),
     Pq(PqSpec),

@@ -9,7 +9,7 @@ mod quantizer;
 pub mod wgpu;
 
 pub use choice::{Choice, choose};
-pub use quantizer::{Gram, Quantizer, Rows};
+pub use quantizer::{HessianSum, Quantizer, Rows};
 
 pub use crate::tensor::{Dtype, Form, Stored, WeightData};
 
@@ -126,7 +126,7 @@ pub trait Backend {
     }
 
     /// Sums of x^T x over rows of `dim` elements, none yet; None where they are left to the CPU.
-    fn gram(&self, _dim: usize) -> Result<Option<Box<dyn Gram<Self::Buffer> + '_>>> {
+    fn hessian_sum(&self, _dim: usize) -> Result<Option<Box<dyn HessianSum<Self::Buffer> + '_>>> {
         Ok(None)
     }
 

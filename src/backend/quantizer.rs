@@ -1,7 +1,7 @@
-//! The parts of quantizing a model that a device can do: [`Quantizer`] and [`Gram`].
+//! The parts of quantizing a model that a device can do: [`Quantizer`] and [`HessianSum`].
 
 use crate::Result;
-use crate::pq::{Carry, PqSpec, Quantized};
+use crate::pq::{Feedback, PqSpec, Quantized};
 use crate::tensor::TensorView;
 
 /// Rows of a matrix that is to be quantized.
@@ -22,13 +22,13 @@ pub trait Quantizer {
     /// Weights that it best gets at a time where rows do not depend on each other.
     fn block(&self) -> usize;
 
-    /// What [`crate::pq::quantize()`] does: to the same bytes without a carry, and with one to an error that differs by
-    /// 0.1 % at most, since what is carried is summed in another order.
-    fn quantize(&self, rows: &Rows<'_>, spec: PqSpec, carry: Option<&Carry>) -> Result<Quantized>;
+    /// Does what [`crate::pq::quantize()`] does: to the same bytes without feedback, and with it to an error that differs by
+    /// 0.1 % at most, since corrections are summed in another order.
+    fn quantize(&self, rows: &Rows<'_>, spec: PqSpec, feedback: Option<&Feedback>) -> Result<Quantized>;
 }
 
 /// Sums of x^T x over rows x of `dim` elements, on a device whose buffers are `B`.
-pub trait Gram<B> {
+pub trait HessianSum<B> {
     /// Adds the rows x `[rows, dim]`.
     fn add(&mut self, x: &B, rows: usize) -> Result<()>;
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{Content, Part, Parts, PlanEntry, Stored, TOKENIZER, VERSION, assets};
-use crate::backend::Dtype;
+use super::{Content, Part, Parts, PlanEntry, TOKENIZER, VERSION, assets};
 use crate::checkpoint::Assets;
+use crate::tensor::{Dtype, Stored};
 use crate::{Error, Result};
 
 /// As wide as any relative error is written: four digits and an exponent.

@@ -44,8 +44,8 @@ mod writer;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::Dtype;
 use crate::pq::{PqSpec, RowScale, Scope};
+use crate::tensor::Stored;
 
 pub use layout::Layout;
 pub use reader::Reader;
@@ -65,13 +65,6 @@ pub struct PlanEntry {
     pub spec: PqSpec,
     /// |W - W'|^2 / |W|^2.
     pub error: f64,
-}
-
-/// How a tensor is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stored {
-    Pq(PqSpec),
-    Dense(Dtype),
 }
 
 /// A tensor of the model, as a writer is told of it.

@@ -1,8 +1,8 @@
 //! The mathematics of product quantization: no I/O, no model.
 
 pub mod assign;
-pub mod carry;
 mod cells;
+pub mod feedback;
 pub mod kmeans;
 pub mod matrix;
 pub mod pack;
@@ -11,7 +11,7 @@ pub mod rotate;
 pub mod spec;
 pub mod universal;
 
-pub use carry::Carry;
+pub use feedback::Feedback;
 pub use matrix::PqMatrix;
 pub use quantize::{Quantized, SquaredError, quantize, relative_error};
 pub use rotate::Rotation;

@@ -8,7 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::assign::Nearest;
-use super::{Carry, PqMatrix, PqSpec, RowScale, Scope, carry, kmeans, pack, universal};
+use super::{Feedback, PqMatrix, PqSpec, RowScale, Scope, feedback, kmeans, pack, universal};
 use crate::{Error, Result};
 
 /// Most vectors that a codebook is trained on; more change nothing (5 Lloyd steps on 64 k equal 60 on everything).
@@ -58,7 +58,7 @@ impl std::iter::Sum for SquaredError {
 
 /// Quantizes `weights` `[rows, cols]`, which in the error texts are the rows from `first_row` on of a matrix `name`.
 ///
-/// With a `carry`, made for these columns and the spec's d and rotation, the errors of a row's first columns are carried
+/// With `feedback`, made for these columns and the spec's d and rotation, the errors of a row's first columns are carried
 /// into its later ones; without, each sub-vector gets the centroid that is nearest to it.
 ///
 /// The result is the same for any number of threads. With a universal codebook rows do not depend on each other, so
@@ -73,9 +73,9 @@ pub fn quantize(
     mut weights: Vec<f32>,
     cols: usize,
     spec: PqSpec,
-    carry: Option<&Carry>,
+    feedback: Option<&Feedback>,
 ) -> Result<Quantized> {
-    let rows = check(name, weights.len(), cols, spec, carry)?;
+    let rows = check(name, weights.len(), cols, spec, feedback)?;
     let totals = weights
         .par_chunks_mut(cols)
         .enumerate()
@@ -88,8 +88,8 @@ pub fn quantize(
         _ => train(name, &weights, cols, spec)?,
     };
     let mut books = Books::new(codebooks.clone(), spec, rows, cols);
-    if carry.is_some() {
-        books.block_rows = carry::ROWS;
+    if feedback.is_some() {
+        books.block_rows = feedback::ROWS;
     }
     let row_bytes = spec.row_bytes(cols);
     let mut codes = vec![0; rows * row_bytes];
@@ -97,7 +97,7 @@ pub fn quantize(
         .par_chunks_mut(books.block_rows * row_bytes)
         .zip(weights.par_chunks(books.block_rows * cols))
         .zip(totals.par_chunks(books.block_rows))
-        .map(|((codes, weights), rows)| books.encode(weights, rows, carry, codes))
+        .map(|((codes, weights), rows)| books.encode(weights, rows, feedback, codes))
         .collect();
     let scales =
         if spec.scale == RowScale::None { vec![] } else { totals.iter().map(|row| row.scale).collect() };
@@ -105,13 +105,13 @@ pub fn quantize(
     Ok(Quantized { matrix: matrix.checked(name)?, error: errors.into_iter().sum() })
 }
 
-/// The rows that `weights` weights are; an error where they, the spec or the carry do not fit `cols`.
+/// The rows that `weights` weights are; an error where they, the spec or the feedback do not fit `cols`.
 pub(crate) fn check(
     name: &str,
     weights: usize,
     cols: usize,
     spec: PqSpec,
-    carry: Option<&Carry>,
+    feedback: Option<&Feedback>,
 ) -> Result<usize> {
     if weights == 0 || cols == 0 || !weights.is_multiple_of(cols) {
         return Err(Error::mismatch(name, format!("rows of {cols} weights"), weights));
@@ -119,9 +119,9 @@ pub(crate) fn check(
     if spec != spec.for_cols(cols) {
         return Err(Error::invalid(name, format!("{cols} columns cannot be rotated as {spec} asks")));
     }
-    if let Some(carry) = carry.filter(|carry| carry.shape() != (cols, spec.d)) {
+    if let Some(feedback) = feedback.filter(|feedback| feedback.shape() != (cols, spec.d)) {
         let expected = format!("error feedback for {cols} columns and d = {}", spec.d);
-        return Err(Error::mismatch(name, expected, format!("{:?}", carry.shape())));
+        return Err(Error::mismatch(name, expected, format!("{:?}", feedback.shape())));
     }
     Ok(weights / cols)
 }
@@ -281,15 +281,21 @@ impl Books {
     }
 
     /// Encodes prepared `weights` `[rows.len(), cols]` into packed `codes` `[rows.len(), row_bytes]`.
-    fn encode(&self, weights: &[f32], rows: &[Row], carry: Option<&Carry>, codes: &mut [u8]) -> SquaredError {
+    fn encode(
+        &self,
+        weights: &[f32],
+        rows: &[Row],
+        feedback: Option<&Feedback>,
+        codes: &mut [u8],
+    ) -> SquaredError {
         let cols = self.cols;
         let subspaces = self.spec.subspaces(cols);
         let mut indices = vec![0u16; rows.len() * subspaces];
-        match carry {
-            Some(carry) => {
+        match feedback {
+            Some(feedback) => {
                 let (PqSpec { d, k, .. }, group) = (self.spec, self.spec.subspaces_per_codebook(cols));
                 let book = |j| (&self.centroids[j / group * k * d..][..k * d], &self.nearest[j / group]);
-                carry.assign(weights, book, &mut indices);
+                feedback.assign(weights, book, &mut indices);
             }
             None => self.assign(weights, &mut indices),
         }

@@ -4,22 +4,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pollster::block_on;
 
-use super::moments::Moments;
-use crate::backend::{Backend, Gram};
+use super::hessian::Hessian;
+use crate::backend::{Backend, HessianSum};
 use crate::model::arch::Input;
 use crate::model::{Model, Session, SessionOptions};
 use crate::{Error, Result};
 
 /// What linear layers read, block by block.
 pub trait Inputs {
-    /// Takes the text through the next block, and returns the moments of those of its inputs that are `wanted`.
+    /// Takes the text through the next block, and returns the Hessians of those of its inputs that are `wanted`.
     fn next_block(&mut self, wanted: [bool; Input::PER_LAYER])
-    -> Result<[Option<Moments>; Input::PER_LAYER]>;
+    -> Result<[Option<Hessian>; Input::PER_LAYER]>;
 
-    /// After the last block: the moments of what the output head reads.
-    fn head(&mut self) -> Result<Moments>;
+    /// After the last block: the Hessian of what the output head reads.
+    fn head(&mut self) -> Result<Hessian>;
 
-    /// Stands for the text and whatever else decides the moments.
+    /// Stands for the text and whatever else decides the Hessians.
     fn fingerprint(&self) -> u64;
 }
 
@@ -50,7 +50,7 @@ impl<B: Backend> Inputs for Activations<'_, B> {
     fn next_block(
         &mut self,
         wanted: [bool; Input::PER_LAYER],
-    ) -> Result<[Option<Moments>; Input::PER_LAYER]> {
+    ) -> Result<[Option<Hessian>; Input::PER_LAYER]> {
         let backend = self.session.model().backend();
         let mut sums = [const { None }; Input::PER_LAYER];
         for (rows, stream) in &mut self.streams {
@@ -69,20 +69,20 @@ impl<B: Backend> Inputs for Activations<'_, B> {
             }
         }
         self.layer += 1;
-        let mut moments = [const { None }; Input::PER_LAYER];
-        for (moments, sums) in moments.iter_mut().zip(sums) {
-            *moments = sums.map(Sums::moments).transpose()?;
+        let mut hessians = [const { None }; Input::PER_LAYER];
+        for (hessian, sums) in hessians.iter_mut().zip(sums) {
+            *hessian = sums.map(Sums::hessian).transpose()?;
         }
-        Ok(moments)
+        Ok(hessians)
     }
 
-    fn head(&mut self) -> Result<Moments> {
+    fn head(&mut self) -> Result<Hessian> {
         let (backend, dim) = (self.session.model().backend(), self.session.model().config().hidden);
         let mut sums = Sums::new(backend, dim)?;
         for (rows, stream) in &self.streams {
             sums.add(backend, self.session.norm(stream, *rows)?, *rows, dim)?;
         }
-        sums.moments()
+        sums.hessian()
     }
 
     fn fingerprint(&self) -> u64 {
@@ -90,35 +90,35 @@ impl<B: Backend> Inputs for Activations<'_, B> {
     }
 }
 
-/// Moments in the making: where the inputs are, or here.
+/// A Hessian being summed: on the inputs' device, or here.
 enum Sums<'m, B: Backend> {
-    Device(usize, Box<dyn Gram<B::Buffer> + 'm>),
-    Host(Moments),
+    Device(usize, Box<dyn HessianSum<B::Buffer> + 'm>),
+    Host(Hessian),
 }
 
 impl<'m, B: Backend> Sums<'m, B> {
     fn new(backend: &'m B, dim: usize) -> Result<Self> {
-        Ok(match backend.gram(dim)? {
-            Some(gram) => Self::Device(dim, gram),
-            None => Self::Host(Moments::new(dim)),
+        Ok(match backend.hessian_sum(dim)? {
+            Some(sum) => Self::Device(dim, sum),
+            None => Self::Host(Hessian::new(dim)),
         })
     }
 
     /// Adds the rows x `[rows, dim]`.
     fn add(&mut self, backend: &B, x: &B::Buffer, rows: usize, dim: usize) -> Result<()> {
         match self {
-            Self::Device(_, gram) => gram.add(x, rows)?,
-            Self::Host(moments) => {
-                moments.add(bytemuck::cast_slice(&block_on(backend.read(x, 0, rows * dim))?));
+            Self::Device(_, sum) => sum.add(x, rows)?,
+            Self::Host(hessian) => {
+                hessian.add(bytemuck::cast_slice(&block_on(backend.read(x, 0, rows * dim))?));
             }
         }
         Ok(())
     }
 
-    fn moments(self) -> Result<Moments> {
+    fn hessian(self) -> Result<Hessian> {
         match self {
-            Self::Device(dim, gram) => Ok(Moments::of_sums(dim, &gram.sums()?)),
-            Self::Host(moments) => Ok(moments),
+            Self::Device(dim, sum) => Ok(Hessian::of_sums(dim, &sum.sums()?)),
+            Self::Host(hessian) => Ok(hessian),
         }
     }
 }

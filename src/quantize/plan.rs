@@ -4,11 +4,11 @@ use std::str::FromStr;
 
 use wildmatch::WildMatch;
 
-use crate::backend::Dtype;
 use crate::checkpoint::Checkpoint;
-use crate::format::{Content, Layout, Stored};
+use crate::format::{Content, Layout};
 use crate::model::arch::{self, Input, Role};
 use crate::pq::PqSpec;
+use crate::tensor::{Dtype, Stored};
 use crate::{Error, Result};
 
 /// What becomes of a weight matrix: written `f16`, or as a [`PqSpec`].

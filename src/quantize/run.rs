@@ -7,15 +7,15 @@ use std::time::Instant;
 use half::f16;
 
 use super::activations::Inputs;
-use super::moments::{DAMPING, Moments};
+use super::hessian::{DAMPING, Hessian};
 use super::plan::{Item, Plan};
 use super::report::{Report, TensorReport};
-use crate::backend::{Dtype, Quantizer, Rows};
+use crate::backend::{Quantizer, Rows};
 use crate::checkpoint::Checkpoint;
-use crate::format::{Progress, Stored, Writer, fnv1a};
+use crate::format::{Progress, Writer, fnv1a};
 use crate::model::arch::Input;
-use crate::pq::{Carry, PqSpec, Rotation, Scope, SquaredError};
-use crate::tensor::TensorView;
+use crate::pq::{Feedback, PqSpec, Rotation, Scope, SquaredError};
+use crate::tensor::{Dtype, Stored, TensorView};
 use crate::{Error, Result};
 
 /// Elements of a dense tensor that are converted at a time.
@@ -100,11 +100,11 @@ impl Run<'_> {
                 .collect();
             let of =
                 |at: usize| fed.iter().copied().filter(move |item| item.input == Some(Input { layer, at }));
-            let moments =
+            let hessians =
                 inputs.next_block(std::array::from_fn(|at| of(at).any(|item| self.is_left(item))))?;
-            for (at, moments) in moments.into_iter().enumerate() {
-                if let Some(moments) = moments {
-                    self.matrices(of(at), &moments)?;
+            for (at, hessian) in hessians.into_iter().enumerate() {
+                if let Some(hessian) = hessian {
+                    self.matrices(of(at), &hessian)?;
                 }
             }
         }
@@ -119,31 +119,31 @@ impl Run<'_> {
     }
 
     /// Quantizes matrices that share their input.
-    fn matrices<'i>(&mut self, items: impl Iterator<Item = &'i Item>, moments: &Moments) -> Result<()> {
-        let mut last: Option<(Option<Rotation>, Carry)> = None;
+    fn matrices<'i>(&mut self, items: impl Iterator<Item = &'i Item>, hessian: &Hessian) -> Result<()> {
+        let mut last: Option<(Option<Rotation>, Feedback)> = None;
         for item in items {
             let Stored::Pq(spec) = item.stored else { continue };
             let (cols, rotation) = (item.shape[1], spec.rotation(item.shape[1]));
-            let carry = match last.take() {
-                Some((of, carry)) if of == rotation && carry.shape() == (cols, spec.d) => carry,
+            let feedback = match last.take() {
+                Some((of, feedback)) if of == rotation && feedback.shape() == (cols, spec.d) => feedback,
                 _ if self.done.contains_key(&item.name) => continue,
                 _ => {
-                    let (carry, damping) = moments.carry(&item.name, rotation, spec.d)?;
+                    let (feedback, damping) = hessian.feedback(&item.name, rotation, spec.d)?;
                     if damping > DAMPING[0] {
                         self.remarks
                             .push(format!("{}: damped by {damping} of its inputs' mean square", item.name));
                     }
-                    carry
+                    feedback
                 }
             };
-            self.matrix(item, spec, Some(&carry))?;
-            last = Some((rotation, carry));
+            self.matrix(item, spec, Some(&feedback))?;
+            last = Some((rotation, feedback));
         }
         Ok(())
     }
 
     /// Quantizes one matrix unless that is done, by blocks of rows where its codebook is known beforehand.
-    fn matrix(&mut self, item: &Item, spec: PqSpec, carry: Option<&Carry>) -> Result<()> {
+    fn matrix(&mut self, item: &Item, spec: PqSpec, feedback: Option<&Feedback>) -> Result<()> {
         let Item { name, shape, .. } = item;
         if self.done.contains_key(name) {
             (self.options.progress)(name, item.elements());
@@ -163,7 +163,7 @@ impl Run<'_> {
             let count = step.min(rows - first);
             let bytes = &view.bytes[first * row_bytes..][..count * row_bytes];
             let weights = TensorView { dtype: view.dtype, shape: vec![count, cols], bytes };
-            let quantized = quantizer.quantize(&Rows { name, first, weights }, spec, carry)?;
+            let quantized = quantizer.quantize(&Rows { name, first, weights }, spec, feedback)?;
             self.writer.rows(name, first, &quantized.matrix.codes, &quantized.matrix.scales)?;
             if spec.scope != Scope::Universal {
                 self.writer.codebooks(name, &quantized.matrix.codebooks)?;

@@ -8,7 +8,7 @@ use pollster::block_on;
 use rayon::prelude::*;
 
 use super::activations::Inputs;
-use super::moments::Moments;
+use super::hessian::Hessian;
 use super::plan::{Item, Plan};
 use crate::backend::{Backend, Quantizer, Rows};
 use crate::checkpoint::Checkpoint;
@@ -126,12 +126,12 @@ impl Sensitivities {
         let vocab = model.config().vocab;
         let base = logits(model, &text)?;
         let mut by_name = BTreeMap::new();
-        let mut probe = |item: &Item, moments: Option<&Moments>| -> Result<()> {
+        let mut probe = |item: &Item, hessian: Option<&Hessian>| -> Result<()> {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
             let mut changed = checkpoint()?;
-            let error = quantize(model.backend().quantizer(), &mut changed, item, moments)?;
+            let error = quantize(model.backend().quantizer(), &mut changed, item, hessian)?;
             let changed = Model::load(model.backend().clone(), &Source::Checkpoint(changed))?;
             let logits = logits(&changed, &text)?;
             let pairs = base.par_chunks_exact(vocab).zip(logits.par_chunks_exact(vocab));
@@ -142,13 +142,13 @@ impl Sensitivities {
             Ok(())
         };
         for layer in 0..model.config().layers.len() {
-            let moments = match &mut inputs {
+            let hessians = match &mut inputs {
                 Some(inputs) => inputs.next_block([true; Input::PER_LAYER])?,
                 None => [const { None }; Input::PER_LAYER],
             };
-            for (at, moments) in moments.iter().enumerate() {
+            for (at, hessian) in hessians.iter().enumerate() {
                 for item in plan.items.iter().filter(|item| item.input == Some(Input { layer, at })) {
-                    probe(item, moments.as_ref())?;
+                    probe(item, hessian.as_ref())?;
                 }
             }
         }
@@ -195,14 +195,14 @@ fn quantize(
     quantizer: &dyn Quantizer,
     checkpoint: &mut Checkpoint,
     item: &Item,
-    moments: Option<&Moments>,
+    hessian: Option<&Hessian>,
 ) -> Result<f64> {
     let (rows, cols) = (item.shape[0], item.shape[1]);
     let spec = PROBE.for_cols(cols);
-    let carry = moments.map(|m| m.carry(&item.name, spec.rotation(cols), spec.d)).transpose()?;
+    let feedback = hessian.map(|h| h.feedback(&item.name, spec.rotation(cols), spec.d)).transpose()?;
     let weights = checkpoint.tensor(&item.name)?;
-    let carry = carry.as_ref().map(|(carry, _)| carry);
-    let matrix = quantizer.quantize(&Rows { name: &item.name, first: 0, weights }, spec, carry)?.matrix;
+    let feedback = feedback.as_ref().map(|(feedback, _)| feedback);
+    let matrix = quantizer.quantize(&Rows { name: &item.name, first: 0, weights }, spec, feedback)?.matrix;
     let mut decoded = vec![0f32; rows * cols];
     decoded.par_chunks_exact_mut(cols).enumerate().for_each(|(n, row)| {
         matrix.decode_row(n, row);

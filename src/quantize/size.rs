@@ -7,9 +7,9 @@ use super::budget::{Budget, Choice};
 use super::plan::{Item, Plan, Rules, Target};
 use super::sensitivity::{DISTORTIONS, Sensitivities, distortion};
 use crate::checkpoint::Checkpoint;
-use crate::format::Stored;
 use crate::model::arch::Role;
 use crate::pq::PqSpec;
+use crate::tensor::Stored;
 use crate::{Error, Result};
 
 /// Tries to find bytes for the file's header and tables, which depend on the choice that they are left out of.
@@ -75,7 +75,7 @@ impl FromStr for Size {
     }
 }
 
-/// A plan that meets a size, and the loss that it foretells.
+/// A plan that meets a size, and its estimated loss.
 #[derive(Clone, Debug)]
 pub struct Fitted {
     pub plan: Plan,
@@ -111,7 +111,7 @@ impl<'a> Fitter<'a> {
         Ok(Self { checkpoint, rules, sensitivities, plan, free, uniform })
     }
 
-    /// The plan of least foretold loss for each size, which the file does not exceed.
+    /// The plan of least estimated loss for each size, which the file does not exceed.
     ///
     /// # Errors
     /// A size that is below the smallest possible.

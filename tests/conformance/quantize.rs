@@ -2,8 +2,8 @@
 
 use fasq::backend::cpu::Cpu;
 use fasq::backend::{Backend, Dtype, Quantizer, Rows};
-use fasq::pq::{Carry, PqSpec, Quantized};
-use fasq::quantize::Moments;
+use fasq::pq::{Feedback, PqSpec, Quantized};
+use fasq::quantize::Hessian;
 use fasq::tensor::TensorView;
 use half::{bf16, f16};
 
@@ -11,7 +11,7 @@ use crate::harness::{Checks, Device, EXACT, Random, SUMS, Tolerance, f64s};
 
 /// Sums in f64 in another order.
 const ORDER: Tolerance = Tolerance { abs: 0.0, rel: 1e-7 };
-/// What is carried is summed in f32 in another order, so that a code here and there is its neighbour.
+/// Corrections are summed in f32 in another order, so that a code here and there is its neighbour.
 const FEEDBACK: Tolerance = Tolerance { abs: 0.0, rel: 1e-3 };
 
 /// Specs with every d and scope, more centroids than vectors (which are then seeded anew) and more than one tile of them.
@@ -62,10 +62,10 @@ fn quantized(
     (rows, cols): (usize, usize),
     (dtype, bytes): (Dtype, &[u8]),
     spec: PqSpec,
-    carry: Option<&Carry>,
+    feedback: Option<&Feedback>,
 ) -> fasq::Result<Quantized> {
     let weights = TensorView { dtype, shape: vec![rows, cols], bytes };
-    quantizer.quantize(&Rows { name: "model.w", first: 10, weights }, spec, carry)
+    quantizer.quantize(&Rows { name: "model.w", first: 10, weights }, spec, feedback)
 }
 
 fn codes(quantized: &Quantized) -> Vec<f32> {
@@ -87,7 +87,7 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
     bytes(quantizer, checks, &SPECS, &SHAPES);
     feedback(quantizer, checks, &FEEDBACK_CASES);
     refusals(quantizer);
-    gram(device, checks, &[(1, 3), (37, 70), (200, 300)]);
+    hessian_sum(device, checks, &[(1, 3), (37, 70), (200, 300)]);
 }
 
 /// Each kind of kernel on little.
@@ -95,7 +95,7 @@ pub fn few<B: Backend>(device: &Device<B>, checks: &mut Checks) {
     let quantizer = device.0.quantizer();
     bytes(quantizer, checks, &["2-16@universal", "2-16@subspace+rms", "3-64@group:4+norotate"], &[(33, 70)]);
     feedback(quantizer, checks, &[("2-16@universal", (100, 160)), ("4-64@matrix+norotate", (70, 130))]);
-    gram(device, checks, &[(37, 70)]);
+    hessian_sum(device, checks, &[(37, 70)]);
 }
 
 fn bytes(quantizer: &dyn Quantizer, checks: &mut Checks, specs: &[&str], shapes: &[(usize, usize)]) {
@@ -153,18 +153,18 @@ fn feedback(quantizer: &dyn Quantizer, checks: &mut Checks, cases: &[(&str, (usi
                 x.iter_mut().zip(mix).for_each(|(x, m)| *x += h * m);
             }
         }
-        let mut moments = Moments::new(cols);
-        moments.add(&x);
-        let (carry, _) = moments.carry("w", spec.rotation(cols), spec.d).expect("positive moments");
+        let mut hessian = Hessian::new(cols);
+        hessian.add(&x);
+        let (feedback, _) = hessian.feedback("w", spec.rotation(cols), spec.d).expect("positive definite");
         let bytes = weights(rows, cols, Dtype::F16);
-        let error = |quantizer: &dyn Quantizer, carry: Option<&Carry>| {
+        let error = |quantizer: &dyn Quantizer, feedback: Option<&Feedback>| {
             let found =
-                quantized(quantizer, shape, (Dtype::F16, &bytes), spec, carry).expect("finite weights");
+                quantized(quantizer, shape, (Dtype::F16, &bytes), spec, feedback).expect("finite weights");
             found.error.relative()
         };
-        let expected = error(&Cpu, Some(&carry));
+        let expected = error(&Cpu, Some(&feedback));
         let what = format!("relative error with feedback, {spec} of {shape:?}");
-        checks.close(&what, &[1], &[expected], &[error(quantizer, Some(&carry)) as f32], FEEDBACK);
+        checks.close(&what, &[1], &[expected], &[error(quantizer, Some(&feedback)) as f32], FEEDBACK);
         // Feedback costs error of the weights: without, the comparison would fail.
         assert!(error(quantizer, None) < 0.98 * expected, "{what}: no feedback");
     }
@@ -191,15 +191,15 @@ fn refusals(quantizer: &dyn Quantizer) {
     }
 }
 
-fn gram<B: Backend>(device: &Device<B>, checks: &mut Checks, sizes: &[(usize, usize)]) {
+fn hessian_sum<B: Backend>(device: &Device<B>, checks: &mut Checks, sizes: &[(usize, usize)]) {
     for &(rows, dim) in sizes {
         let mut random = Random::new(dim as u64);
         let x = random.values(2 * rows * dim);
-        let mut gram = device.0.gram(dim).expect("memory").expect("a device's own sums");
+        let mut sum = device.0.hessian_sum(dim).expect("memory").expect("a device's own sums");
         for part in x.chunks_exact(rows * dim) {
-            gram.add(&device.floats(part), rows).expect("sums");
+            sum.add(&device.floats(part), rows).expect("sums");
         }
-        let sums = gram.sums().expect("sums");
+        let sums = sum.sums().expect("sums");
         let (mut expected, mut got) = (vec![], vec![]);
         for i in 0..dim {
             for j in i..dim {

@@ -108,7 +108,7 @@ fn source(name: &str) -> Source {
 const OPTIONS: SessionOptions = SessionOptions { slots: 2, context: 70, max_rows: 9 };
 
 #[test]
-fn what_is_foretold_is_what_is_taken() {
+fn estimated_memory_is_what_is_taken() {
     for name in FIXTURES {
         let source = source(name);
         let small = Small::new(1 << 40);

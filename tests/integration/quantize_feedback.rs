@@ -9,7 +9,7 @@ use fasq::format::Reader;
 use fasq::model::{Model, Source};
 use fasq::pq::{self, PqMatrix, PqSpec};
 use fasq::quantize::text::{self, TextSize};
-use fasq::quantize::{Activations, Moments, Options, Plan, Rules, Target, run};
+use fasq::quantize::{Activations, Hessian, Options, Plan, Rules, Target, run};
 use pollster::block_on;
 
 /// Uniform numbers from -1 to 1 of a linear congruential generator.
@@ -56,15 +56,15 @@ fn output_error(weights: &[f32], matrix: &PqMatrix<'_>, x: &[f32]) -> f64 {
     x.chunks_exact(cols).map(|x| difference.chunks_exact(cols).map(|w| dot(x, w).powi(2)).sum::<f64>()).sum()
 }
 
-fn moments(x: &[f32], cols: usize) -> Moments {
-    let mut moments = Moments::new(cols);
-    moments.add(x);
-    moments
+fn hessian(x: &[f32], cols: usize) -> Hessian {
+    let mut hessian = Hessian::new(cols);
+    hessian.add(x);
+    hessian
 }
 
-fn quantized(weights: &[f32], cols: usize, spec: PqSpec, moments: Option<&Moments>) -> PqMatrix<'static> {
-    let carry = moments.map(|moments| moments.carry("w", spec.rotation(cols), spec.d).unwrap().0);
-    pq::quantize("w", 0, weights.to_vec(), cols, spec, carry.as_ref()).unwrap().matrix
+fn quantized(weights: &[f32], cols: usize, spec: PqSpec, hessian: Option<&Hessian>) -> PqMatrix<'static> {
+    let feedback = hessian.map(|hessian| hessian.feedback("w", spec.rotation(cols), spec.d).unwrap().0);
+    pq::quantize("w", 0, weights.to_vec(), cols, spec, feedback.as_ref()).unwrap().matrix
 }
 
 #[test]
@@ -80,14 +80,14 @@ fn feedback_lowers_the_output_error() {
     ] {
         let spec: PqSpec = spec.parse().unwrap();
         let (weights, x) = (numbers(150 * cols, 1), correlated(2000, cols, 2));
-        let with = output_error(&weights, &quantized(&weights, cols, spec, Some(&moments(&x, cols))), &x);
+        let with = output_error(&weights, &quantized(&weights, cols, spec, Some(&hessian(&x, cols))), &x);
         let without = output_error(&weights, &quantized(&weights, cols, spec, None), &x);
         assert!(with < gain * without, "{spec}, {cols} columns: {with} with feedback, {without} without");
-        // On inputs of another kind it must lose: it is the moments that help.
+        // On inputs of another kind it must lose: it is the Hessian that helps.
         let other = correlated(2000, cols, 77);
         let misled =
-            output_error(&weights, &quantized(&weights, cols, spec, Some(&moments(&other, cols))), &x);
-        assert!(misled > with, "{spec}: {misled} with the wrong moments, {with} with the right ones");
+            output_error(&weights, &quantized(&weights, cols, spec, Some(&hessian(&other, cols))), &x);
+        assert!(misled > with, "{spec}: {misled} with the wrong Hessian, {with} with the right ones");
     }
 }
 
@@ -95,7 +95,7 @@ fn feedback_lowers_the_output_error() {
 fn uncorrelated_inputs_change_nothing() {
     let mut noticed = false;
     let cols = 130;
-    // One input at a time: the second moments are diagonal.
+    // One input at a time: the Hessian is diagonal.
     let mut x = vec![0.0; cols * cols];
     for i in 0..cols {
         x[i * cols + i] = 0.1 + i as f32;
@@ -103,11 +103,11 @@ fn uncorrelated_inputs_change_nothing() {
     let weights = numbers(70 * cols, 3);
     for spec in ["2-64+norotate", "3-16@matrix+norotate", "2-16@subspace", "4-256@group:5+norotate"] {
         let spec = spec.parse().unwrap();
-        let diagonal = quantized(&weights, cols, spec, Some(&moments(&x, cols)));
+        let diagonal = quantized(&weights, cols, spec, Some(&hessian(&x, cols)));
         let plain = quantized(&weights, cols, spec, None);
         assert!(diagonal.codes == plain.codes, "{spec}");
         x[40 * cols + 90] = 30.0;
-        let other = quantized(&weights, cols, spec, Some(&moments(&x, cols)));
+        let other = quantized(&weights, cols, spec, Some(&hessian(&x, cols)));
         noticed |= other.codes != plain.codes;
         x[40 * cols + 90] = 0.0;
     }
@@ -170,7 +170,7 @@ fn single_columns_are_gptq() {
         let rms = (row.iter().map(|w| w * w).sum::<f32>() / cols as f32).sqrt();
         row.iter_mut().for_each(|w| *w /= rms);
     }
-    let matrix = quantized(&weights, cols, spec, Some(&moments(&x, cols)));
+    let matrix = quantized(&weights, cols, spec, Some(&hessian(&x, cols)));
     assert!(matrix.scales.iter().all(|scale| scale.to_f32() == 1.0));
     let levels: Vec<f32> = matrix.codebooks.iter().map(|level| level.to_f32()).collect();
     let expected = textbook(&weights, &x, &levels);
@@ -185,12 +185,12 @@ fn single_columns_are_gptq() {
 }
 
 #[test]
-fn moments_of_many_rows_and_threads_are_the_same() {
+fn hessian_of_many_rows_and_threads_is_the_same() {
     let cols = 300;
     let x = correlated(2500, cols, 9);
     let of = |threads: usize, x: &[f32]| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| moments(x, cols).matrix(None))
+        pool.install(|| hessian(x, cols).matrix(None))
     };
     let one = of(1, &x);
     assert!(one == of(3, &x));
@@ -198,7 +198,7 @@ fn moments_of_many_rows_and_threads_are_the_same() {
         let sum: f64 = x.chunks_exact(cols).map(|x| f64::from(x[i]) * f64::from(x[j])).sum();
         assert!((f64::from(one[i * cols + j]) - sum).abs() < 1e-3 * sum.abs().max(1.0), "({i}, {j})");
     }
-    let mut rows = Moments::new(cols);
+    let mut rows = Hessian::new(cols);
     x.chunks_exact(100 * cols).for_each(|x| rows.add(x));
     let rows = rows.matrix(None);
     assert!(one.iter().zip(&rows).all(|(a, b)| (a - b).abs() < 1e-5 * one[0]));
@@ -209,9 +209,9 @@ fn inputs_that_say_nothing_are_damped_away() {
     let cols = 64;
     let weights = numbers(10 * cols, 6);
     let spec: PqSpec = "2-16+norotate".parse().unwrap();
-    let silent = quantized(&weights, cols, spec, Some(&moments(&vec![0.0; 5 * cols], cols)));
+    let silent = quantized(&weights, cols, spec, Some(&hessian(&vec![0.0; 5 * cols], cols)));
     assert!(silent.codes == quantized(&weights, cols, spec, None).codes);
-    let text = moments(&vec![f32::NAN; 5 * cols], cols).carry("model.w", None, 2).unwrap_err().to_string();
+    let text = hessian(&vec![f32::NAN; 5 * cols], cols).feedback("model.w", None, 2).unwrap_err().to_string();
     assert!(text.contains("model.w"), "{text}");
 }
 

@@ -7,11 +7,12 @@ use std::sync::atomic::AtomicBool;
 use fasq::backend::cpu::Cpu;
 use fasq::checkpoint::Checkpoint;
 use fasq::config::ModelConfig;
-use fasq::format::{Reader, Stored};
+use fasq::format::Reader;
 use fasq::model::arch::{self, Role};
 use fasq::model::{Model, Source};
 use fasq::quantize::text::{self, TextSize};
 use fasq::quantize::{Activations, Fitted, Fitter, Plan, Rules, Sensitivities, Size};
+use fasq::tensor::Stored;
 use pollster::block_on;
 use serde_json::Value;
 
@@ -199,7 +200,7 @@ fn tables_of_sizes_need_no_file() {
         serde_json::from_str(&told("fasq-quantize", &[NAME, "--sizes", "60%", "--json"])).unwrap();
     assert!(json[0]["bytes"].as_u64().unwrap() <= json[0]["fp16_bytes"].as_u64().unwrap() * 6 / 10);
     assert!(json[0]["tensors"].as_array().unwrap().len() > 10);
-    assert!(told("fasq-quantize", &[NAME, "--bpw", "9", "--plan-only"]).contains("foretold KL"));
+    assert!(told("fasq-quantize", &[NAME, "--bpw", "9", "--plan-only"]).contains("estimated KL"));
     for (args, expected) in [
         (&[NAME, "--size", "5 apples", "--plan-only"][..], "apples"),
         (&[NAME, "--size", "1kB", "--plan-only"], "smallest"),

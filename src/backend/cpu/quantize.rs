@@ -1,7 +1,7 @@
 use super::Cpu;
 use crate::Result;
 use crate::backend::{Backend, Quantizer, Rows};
-use crate::pq::{self, Carry, PqSpec, Quantized};
+use crate::pq::{self, Feedback, PqSpec, Quantized};
 
 impl Quantizer for Cpu {
     fn describe(&self) -> String {
@@ -13,8 +13,8 @@ impl Quantizer for Cpu {
         1 << 22
     }
 
-    fn quantize(&self, rows: &Rows<'_>, spec: PqSpec, carry: Option<&Carry>) -> Result<Quantized> {
+    fn quantize(&self, rows: &Rows<'_>, spec: PqSpec, feedback: Option<&Feedback>) -> Result<Quantized> {
         let cols = rows.weights.shape.last().copied().unwrap_or(0);
-        pq::quantize(rows.name, rows.first, rows.weights.to_f32(), cols, spec, carry)
+        pq::quantize(rows.name, rows.first, rows.weights.to_f32(), cols, spec, feedback)
     }
 }

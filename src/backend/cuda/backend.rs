@@ -2,7 +2,7 @@
 
 use super::commands::{Commands, Launch};
 use super::device::Scratch;
-use super::gram::Sums;
+use super::hessian::Sums;
 use super::io::Io;
 use super::kernels;
 use super::linear;
@@ -10,7 +10,7 @@ use super::pack;
 use super::weight::{self, Kind, Weight};
 use super::{Buffer, Cuda, Precision, error};
 use crate::Result;
-use crate::backend::{Backend, Bandwidth, Form, Gram, Key, Quantizer, WeightData};
+use crate::backend::{Backend, Bandwidth, Form, HessianSum, Key, Quantizer, WeightData};
 use crate::ops::{self, LinearParams};
 
 /// Pieces of a row in argmax.cu.
@@ -128,7 +128,7 @@ impl Backend for Cuda {
         self
     }
 
-    fn gram(&self, dim: usize) -> Result<Option<Box<dyn Gram<Buffer> + '_>>> {
+    fn hessian_sum(&self, dim: usize) -> Result<Option<Box<dyn HessianSum<Buffer> + '_>>> {
         Ok(Some(Box::new(Sums::new(self, dim)?)))
     }
 

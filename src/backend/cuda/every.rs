@@ -19,7 +19,7 @@ pub fn units(limit: usize) -> Vec<Checked> {
         "embed",
         "gated_norm",
         "gather_rows",
-        "gram",
+        "hessian",
         "pq_matmul",
         "pq_matvec_subspace",
         "quantize",
@@ -34,7 +34,7 @@ pub fn units(limit: usize) -> Vec<Checked> {
     let caches = [Cache::F32, Cache::F16];
     all.extend(caches.into_iter().flat_map(|cache| [32, 128].map(|lanes| (rope_cache(lanes, cache), 0))));
     all.extend([2, 4].map(|kernel| (causal_conv(kernel), 0)));
-    all.extend((1..=8).flat_map(|d| [(kmeans(d), 0), (carry(d), 0)]));
+    all.extend((1..=8).flat_map(|d| [(kmeans(d), 0), (feedback(d), 0)]));
     for key_dim in [16, 128] {
         all.push((delta_rule::by_rows(key_dim), 0));
         all.extend(delta_rule::by_chunks(key_dim, limit));

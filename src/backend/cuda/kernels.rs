@@ -343,8 +343,8 @@ pub fn kmeans(d: usize) -> Unit {
 }
 
 /// Assignment of such vectors with error feedback.
-pub fn carry(d: usize) -> Unit {
-    Unit::new("carry", &[("VECTOR", d as u32)])
+pub fn feedback(d: usize) -> Unit {
+    Unit::new("feedback", &[("VECTOR", d as u32)])
 }
 
 /// A source without constants.

@@ -1,4 +1,4 @@
-//! Quantizing on the device: rows in as a file has them, codes out (kernels/{quantize,kmeans,carry}.cu).
+//! Quantizing on the device: rows in as a file has them, codes out (kernels/{quantize,kmeans,feedback}.cu).
 
 use std::sync::Arc;
 
@@ -12,7 +12,9 @@ use super::memory::{Memory, address};
 use super::{Cuda, error, kernels, linear};
 use crate::backend::{Backend, Quantizer, Rows};
 use crate::pq::quantize::{self as cpu, SAMPLE, check, round};
-use crate::pq::{self, Carry, PqMatrix, PqSpec, Quantized, RowScale, Scope, SquaredError, carry, universal};
+use crate::pq::{
+    self, Feedback, PqMatrix, PqSpec, Quantized, RowScale, Scope, SquaredError, feedback, universal,
+};
 use crate::tensor::TensorView;
 use crate::{Error, Result};
 
@@ -21,8 +23,8 @@ fn block_vectors(d: usize) -> usize {
     256 * if d <= 4 { 4 } else { 2 }
 }
 
-/// Rows of a block of the carry kernel (ROWS and WARPS in carry.cu).
-const CARRY_ROWS: usize = 32;
+/// Rows of a block of the feedback kernel (ROWS and WARPS in feedback.cu).
+const FEEDBACK_ROWS: usize = 32;
 
 impl Quantizer for Cuda {
     fn describe(&self) -> String {
@@ -34,15 +36,15 @@ impl Quantizer for Cuda {
         1 << 26
     }
 
-    fn quantize(&self, rows: &Rows<'_>, spec: PqSpec, carry: Option<&Carry>) -> Result<Quantized> {
+    fn quantize(&self, rows: &Rows<'_>, spec: PqSpec, feedback: Option<&Feedback>) -> Result<Quantized> {
         let cols = rows.weights.shape.last().copied().unwrap_or(0);
         let weights = rows.weights.bytes.len() / rows.weights.dtype.size();
-        let count = check(rows.name, weights, cols, spec, carry)?;
+        let count = check(rows.name, weights, cols, spec, feedback)?;
         if weights as u64 >> 32 > 0 {
             return Err(error(format!("{}: more than 2^32 weights at a time", rows.name)));
         }
         self.device.keep_freed_memory()?;
-        Work { cuda: self, device: &self.device, rows: count, cols, spec }.run(rows, carry)
+        Work { cuda: self, device: &self.device, rows: count, cols, spec }.run(rows, feedback)
     }
 }
 
@@ -66,7 +68,7 @@ struct Prepared {
 }
 
 impl Work<'_> {
-    fn run(&self, rows: &Rows<'_>, carry: Option<&Carry>) -> Result<Quantized> {
+    fn run(&self, rows: &Rows<'_>, feedback: Option<&Feedback>) -> Result<Quantized> {
         let Self { spec, cols, .. } = *self;
         let prepared = self.prepare(rows)?;
         let codebooks = match spec.scope {
@@ -75,8 +77,8 @@ impl Work<'_> {
         };
         let centroids = self.upload(bytemuck::cast_slice(&codebooks.to_f32_vec()))?;
         let codes = self.device.alloc((self.rows * spec.subspaces(cols)).div_ceil(2), false)?;
-        match carry {
-            Some(carry) => self.carry(&prepared.weights, &centroids, carry, &codes)?,
+        match feedback {
+            Some(feedback) => self.feedback(&prepared.weights, &centroids, feedback, &codes)?,
             None => self.assign(&prepared.weights, &centroids, &codes)?,
         }
         self.finish(rows.name, prepared, codebooks, &centroids, &codes)
@@ -226,15 +228,21 @@ impl Work<'_> {
     }
 
     /// The same with error feedback.
-    fn carry(&self, weights: &Memory, centroids: &Memory, carry: &Carry, codes: &Memory) -> Result<()> {
+    fn feedback(
+        &self,
+        weights: &Memory,
+        centroids: &Memory,
+        feedback: &Feedback,
+        codes: &Memory,
+    ) -> Result<()> {
         let Self { spec, cols, rows, .. } = *self;
-        let width = carry::BLOCK / spec.d * spec.d;
+        let width = feedback::BLOCK / spec.d * spec.d;
         let count = spec.codebooks(cols) * spec.k;
-        let unit = kernels::carry(spec.d);
-        let shares = self.upload(bytemuck::cast_slice(carry.shares()))?;
+        let unit = kernels::feedback(spec.d);
+        let shares = self.upload(bytemuck::cast_slice(feedback.shares()))?;
         let table = self.device.alloc(count * (spec.d + 4) / 4 * 4, false)?;
         let errors = self.device.alloc(rows * cols, false)?;
-        let carried = self.device.alloc(rows * width, false)?;
+        let correction = self.device.alloc(rows * width, false)?;
         let fill = self.cuda.entry(unit, "centroid_table")?;
         self.launch(
             Launch::new(fill, [count.div_ceil(256) as u32, 1, 1], 256, 0)
@@ -242,23 +250,23 @@ impl Work<'_> {
                 .memory(&table)
                 .word(count as u32),
         )?;
-        let function = self.cuda.entry(unit, "carry")?;
+        let function = self.cuda.entry(unit, "feedback")?;
         for start in (0..cols).step_by(width) {
             let end = cols.min(start + width);
             if start > 0 {
-                self.product(&shares, &errors, start, end, &carried)?;
+                self.product(&shares, &errors, start, end, &correction)?;
             }
             let group = spec.subspaces_per_codebook(cols);
             let place = [rows, cols, spec.subspaces(cols), group, spec.k, start, end].map(|word| word as u32);
             self.launch(
                 Launch::new(
                     function.clone(),
-                    [rows.div_ceil(CARRY_ROWS) as u32, 1, 1],
-                    CARRY_ROWS as u32 * 8,
+                    [rows.div_ceil(FEEDBACK_ROWS) as u32, 1, 1],
+                    FEEDBACK_ROWS as u32 * 8,
                     0,
                 )
                 .memory(weights)
-                .optional(Some(&carried).filter(|_| start > 0), 0)
+                .optional(Some(&correction).filter(|_| start > 0), 0)
                 .memory(&errors)
                 .memory(&shares)
                 .memory(&table)
@@ -269,7 +277,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// `carried` `[rows, end - start]` = the first `start` columns of `errors` `[rows, cols]` times those rows of
+    /// `correction` `[rows, end - start]` = the first `start` columns of `errors` `[rows, cols]` times those rows of
     /// `shares` `[cols, cols]`, columns `start..end`. In f32.
     fn product(
         &self,
@@ -277,12 +285,12 @@ impl Work<'_> {
         errors: &Memory,
         start: usize,
         end: usize,
-        carried: &Memory,
+        correction: &Memory,
     ) -> Result<()> {
         let (one, none) = (1f32, 0f32);
         let normal = cublasOperation_t::CUBLAS_OP_N;
         let (blas, cols, width) = (self.device.blas()?, self.cols as i32, (end - start) as i32);
-        // cuBLAS is column-major: carried^T = shares^T errors^T.
+        // cuBLAS is column-major: correction^T = shares^T errors^T.
         // SAFETY: the three are alive and of the sizes that this function says; start + width is at most cols.
         unsafe {
             cudarc::cublas::result::sgemm(
@@ -298,7 +306,7 @@ impl Work<'_> {
                 address(errors) as *const f32,
                 cols,
                 &raw const none,
-                address(carried) as *mut f32,
+                address(correction) as *mut f32,
                 width,
             )
         }

@@ -22,7 +22,7 @@ use crate::model::arch::Role;
 use crate::model::{Model, Source};
 use crate::quantize::text::{self, TextSize};
 use crate::quantize::{
-    Activations, Fitted, Fitter, Inputs, Item, Moments, Options, Plan, Rules, Sensitivities, Size, Target,
+    Activations, Fitted, Fitter, Hessian, Inputs, Item, Options, Plan, Rules, Sensitivities, Size, Target,
     run as quantize,
 };
 use crate::{Error, Result};
@@ -103,13 +103,13 @@ impl Job<'_> {
         !self.args.quiet && !self.args.json
     }
 
-    /// Bytes of memory that feedback takes: the unquantized model, the text's residual streams, the moments of the
+    /// Bytes of memory that feedback takes: the unquantized model, the text's residual streams, the Hessian of the
     /// widest input with their factorization.
     fn memory(&self, plan: &Plan) -> Option<usize> {
         let config = self.checkpoint.config();
         let streams = self.text_size().tokens(config) * config.hidden * size_of::<f32>();
         let widest = plan.items.iter().filter(|item| item.input.is_some()).map(|item| item.shape[1]).max()?;
-        let bytes = plan.fp16_bytes() + streams + Moments::bytes(widest);
+        let bytes = plan.fp16_bytes() + streams + Hessian::bytes(widest);
         (self.feedback != Learn::Nothing).then_some(bytes)
     }
 
@@ -241,7 +241,7 @@ impl Job<'_> {
 
 /// In percent of FP16, what `--sizes` shows unless told otherwise.
 const TABLE: [f64; 9] = [18.0, 20.0, 22.5, 25.0, 27.5, 30.0, 35.0, 40.0, 50.0];
-/// Sequences that sensitivities are measured on; twice as many more make the moments.
+/// Sequences that sensitivities are measured on; twice as many more make the Hessians.
 const PROBE_SEQUENCES: usize = 8;
 
 /// A text that the model wrote, in a file for other runs.

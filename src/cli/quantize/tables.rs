@@ -42,7 +42,7 @@ fn right_align(table: &mut Table, columns: &[usize]) {
     }
 }
 
-/// What becomes of each tensor; with the loss that the solver foretells and the bytes that feedback's moments take.
+/// What becomes of each tensor; with the loss that the solver estimates and the bytes that feedback's Hessians take.
 pub fn plan_text(plan: &Plan, loss: Option<f64>, memory: Option<usize>) -> String {
     let file_len = plan.layout.file_len();
     let mut table = table(&["tensor", "", "shape", "stored as", "MB"]);
@@ -64,7 +64,7 @@ pub fn plan_text(plan: &Plan, loss: Option<f64>, memory: Option<usize>) -> Strin
     table.add_row(["universal codebooks, tokenizer, header", "", "", "", &megabytes(rest)]);
     right_align(&mut table, &[1, 4]);
     let size = size_line(file_len, plan.fp16_bytes() as u64);
-    let loss = loss.map(|loss| format!("\nforetold KL divergence: {loss:.4}")).unwrap_or_default();
+    let loss = loss.map(|loss| format!("\nestimated KL divergence: {loss:.4}")).unwrap_or_default();
     let memory =
         memory.map(|bytes| format!("\nfeedback takes up to {} MB of memory", bytes.div_ceil(1_000_000)));
     format!("{table}\n{size}{loss}{}", memory.unwrap_or_default())
@@ -84,7 +84,7 @@ pub fn plan_json(plan: &Plan, loss: Option<f64>) -> Value {
 
 /// A row for each size.
 pub fn sizes_text(sizes: &[Fitted]) -> String {
-    let mut table = table(&["MB", "% of FP16", "bits", "foretold KL", "made of, in % of the weights"]);
+    let mut table = table(&["MB", "% of FP16", "bits", "estimated KL", "made of, in % of the weights"]);
     for Fitted { plan, loss, .. } in sizes {
         let (bytes, fp16) = (plan.layout.file_len() as f64, plan.fp16_bytes() as f64);
         let matrices = plan.items.iter().filter(|item| item.role != Role::Keep);

@@ -1,13 +1,14 @@
-// Codes with error feedback (src/pq/carry.rs), a stretch of columns at a time: what earlier stretches carry into this
-// one is a matrix product (cuBLAS), what stays within it is this kernel's. A warp takes ROWS rows column by column: its
-// lanes share out the centroids of one search, agree on the nearest, and then share out the columns that the error goes
-// to. The chain of a row's sub-vectors bounds it, so many warps a multiprocessor hide one another's latency. The sums
-// of the product run in another order than on the CPU: a code here and there is its neighbour.
+// Codes with error feedback (src/pq/feedback.rs), a block of columns at a time: the correction that earlier blocks'
+// errors ask of this one is a matrix product (cuBLAS), the correction within the block is this kernel's. A warp takes
+// ROWS rows column by column: its lanes share out the centroids of one search, agree on the nearest, and then share out
+// the columns that the error goes to. The chain of a row's sub-vectors bounds it, so many warps a multiprocessor hide
+// one another's latency. The sums of the product run in another order than on the CPU: a code here and there is its
+// neighbour.
 
 constexpr u32 D = VECTOR;
 // Words of a centroid in the table: its elements, then -|c|^2 / 2, padded to whole loads of 16 bytes.
 constexpr u32 WIDTH = (D + 4) / 4 * 4;
-constexpr u32 STRETCH = 128, ROWS = 4, WARPS = 8;
+constexpr u32 BLOCK = 128, ROWS = 4, WARPS = 8;
 
 // Centroids `[count, d]` as the search reads them. Grid: (count / 256).
 KERNEL BOUNDS(256) centroid_table(const f32* centroids, f32* table, u32 count) {
@@ -25,7 +26,7 @@ KERNEL BOUNDS(256) centroid_table(const f32* centroids, f32* table, u32 count) {
 
 struct Place {
     u32 rows, cols, subspaces, group, k;
-    // The columns of this stretch.
+    // The columns of this block.
     u32 start, end;
 };
 
@@ -35,11 +36,11 @@ __device__ __forceinline__ u32 ordered(f32 v) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// `carried` `[rows, end - start]` is what the columns before `start` add, if there are any; `shares` `[cols, cols]` the
+// `correction` `[rows, end - start]` is what the errors of the columns before `start` add, null for the first block; `shares` `[cols, cols]` the
 // part of each column's error that goes to each column. Grid: (rows / (ROWS * WARPS)).
-KERNEL BOUNDS(WARPS * 32) carry(const f32* weights, const f32* carried, f32* errors, const f32* shares, const f32* table,
+KERNEL BOUNDS(WARPS * 32) feedback(const f32* weights, const f32* correction, f32* errors, const f32* shares, const f32* table,
                                 u16* codes, Place p) {
-    __shared__ f32 prepared[WARPS][STRETCH][ROWS], added[WARPS][STRETCH][ROWS];
+    __shared__ f32 prepared[WARPS][BLOCK][ROWS], added[WARPS][BLOCK][ROWS];
     wait_inputs();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, width = p.end - p.start;
     const u32 first_row = (blockIdx.x * WARPS + warp) * ROWS;
@@ -49,7 +50,7 @@ KERNEL BOUNDS(WARPS * 32) carry(const f32* weights, const f32* carried, f32* err
         const u64 row = min(first_row + r, p.rows - 1);
         for (u32 c = lane; c < width; c += 32) {
             w[c][r] = weights[row * p.cols + p.start + c];
-            add[c][r] = carried ? carried[row * width + c] : 0.f;
+            add[c][r] = correction ? correction[row * width + c] : 0.f;
         }
     }
     __syncwarp();

@@ -6,9 +6,9 @@ use super::commands::{Commands, Launch};
 use super::memory::{Memory, address};
 use super::{Buffer, Cuda, error, kernels};
 use crate::Result;
-use crate::backend::Gram;
+use crate::backend::HessianSum;
 
-/// Sums of x^T x in f64, of products in f32 for each [`Gram::add`].
+/// Sums of x^T x in f64, of products in f32 for each [`HessianSum::add`].
 pub struct Sums<'a> {
     cuda: &'a Cuda,
     dim: usize,
@@ -24,7 +24,7 @@ impl<'a> Sums<'a> {
     }
 }
 
-impl Gram<Buffer> for Sums<'_> {
+impl HessianSum<Buffer> for Sums<'_> {
     fn add(&mut self, x: &Buffer, rows: usize) -> Result<()> {
         let (one, none, dim) = (1f32, 0f32, self.dim as i32);
         let blas = self.cuda.device.blas()?;
@@ -50,7 +50,7 @@ impl Gram<Buffer> for Sums<'_> {
         let mut commands = Commands::default();
         commands.launch(
             Launch::new(
-                self.cuda.entry(kernels::plain("gram"), "gram_add")?,
+                self.cuda.entry(kernels::plain("hessian"), "hessian_add")?,
                 [self.dim as u32, 1, 1],
                 256,
                 0,

@@ -1,4 +1,4 @@
-//! [`Carry`]: error feedback, the recursion of GPTQ (arXiv 2210.17323) on sub-vectors, in the form of QuIP's LDLQ
+//! [`Feedback`]: error feedback, the recursion of GPTQ (arXiv 2210.17323) on sub-vectors, in the form of QuIP's LDLQ
 //! (arXiv 2307.13304): H = U D U^T with U unit upper triangular in blocks of d, and each sub-vector is quantized
 //! after U has added to it what the errors before it ask for.
 
@@ -10,12 +10,12 @@ use crate::gemm::{Mat, matmul};
 
 /// Rows that are coded together, one in each SIMD lane.
 pub const ROWS: usize = 64;
-/// Columns between two matrix products; what lies within is carried at once.
+/// Columns of a block. Errors reach later blocks by a matrix product, columns of their own block at once.
 pub const BLOCK: usize = 128;
 
 /// How much of each column's error is added to the columns after it, for sub-vectors of `d` columns.
 #[derive(Clone, Debug)]
-pub struct Carry {
+pub struct Feedback {
     d: usize,
     cols: usize,
     /// `[cols, cols]`: row j, column k holds the share of column j's error in column k; 0 unless k belongs to a
@@ -23,7 +23,7 @@ pub struct Carry {
     shares: Vec<f32>,
 }
 
-impl Carry {
+impl Feedback {
     /// From the upper triangular `factor` V of the Hessian H = V V^T, `[cols, cols]` as a function of row and column:
     /// the shares are V_J / V_JJ, where J are the columns of a sub-vector.
     pub fn new(cols: usize, d: usize, factor: impl Fn(usize, usize) -> f64 + Sync) -> Self {
@@ -69,20 +69,20 @@ impl Carry {
         let width = BLOCK / d * d;
         for start in (0..cols).step_by(width) {
             let end = cols.min(start + width);
-            let carried = &mut block[..end - start];
+            let correction = &mut block[..end - start];
             if start > 0 {
                 let shares = Mat::rows(&self.shares[start..], cols).t();
                 let done = Mat::rows(errors[..start].as_flattened(), ROWS);
-                matmul((end - start, start, ROWS), shares, done, carried.as_flattened_mut());
+                matmul((end - start, start, ROWS), shares, done, correction.as_flattened_mut());
             } else {
-                carried.fill([0.0; ROWS]);
+                correction.fill([0.0; ROWS]);
             }
             for first in (start..end).step_by(d) {
                 let columns = first..end.min(first + d);
                 let size = columns.len();
                 for (n, row) in weights.chunks_exact(cols).enumerate() {
                     for (i, c) in columns.clone().enumerate() {
-                        vectors[n * size + i] = row[c] + carried[c - start][n];
+                        vectors[n * size + i] = row[c] + correction[c - start][n];
                     }
                 }
                 let (centroids, nearest) = codebook(first / d);
@@ -101,7 +101,7 @@ impl Carry {
                 }
                 for c in columns.clone() {
                     let shares = &self.shares[c * cols..][columns.end..end];
-                    spread(shares, &errors[c], &mut carried[columns.end - start..]);
+                    spread(shares, &errors[c], &mut correction[columns.end - start..]);
                 }
             }
         }

@@ -1,11 +1,11 @@
-//! [`Moments`]: the second moments of what a linear layer reads, which are the Hessian of its squared output error.
+//! [`Hessian`] of a linear layer's squared output error: sums of x x^T over the layer's inputs x (second moments).
 
 use faer::linalg::solvers::Llt;
 use faer::{MatRef, Side};
 use rayon::prelude::*;
 
 use crate::gemm::{self, matmul};
-use crate::pq::{Carry, Rotation};
+use crate::pq::{Feedback, Rotation};
 use crate::{Error, Result};
 
 /// Columns of a tile, the unit of work.
@@ -17,7 +17,7 @@ pub const DAMPING: [f64; 4] = [0.01, 0.1, 1.0, 10.0];
 
 /// Sums of x x^T over rows x.
 #[derive(Clone, Debug)]
-pub struct Moments {
+pub struct Hessian {
     dim: usize,
     /// Tiles (i, j) with i <= j, each `[dim, dim]`'s part `[TILE, TILE]`, cut off at its edges.
     tiles: Vec<Tile>,
@@ -32,7 +32,7 @@ struct Tile {
     sums: Vec<f64>,
 }
 
-impl Moments {
+impl Hessian {
     /// Of vectors of `dim` elements, none yet.
     pub fn new(dim: usize) -> Self {
         let starts = || (0..dim).step_by(TILE);
@@ -48,8 +48,8 @@ impl Moments {
 
     /// Of sums `[dim, dim]` that were made elsewhere; those at and above the diagonal count.
     pub fn of_sums(dim: usize, sums: &[f64]) -> Self {
-        let mut moments = Self::new(dim);
-        moments.tiles.par_iter_mut().for_each(|tile| {
+        let mut hessian = Self::new(dim);
+        hessian.tiles.par_iter_mut().for_each(|tile| {
             for (r, to) in tile.sums.chunks_exact_mut(tile.cols).enumerate() {
                 let row = tile.row + r;
                 for (to, col) in to.iter_mut().zip(tile.col..) {
@@ -57,10 +57,10 @@ impl Moments {
                 }
             }
         });
-        moments
+        hessian
     }
 
-    /// Bytes that the moments of `dim` elements and their factorization take at most.
+    /// Bytes that the Hessian of `dim` elements and its factorization take at most.
     pub fn bytes(dim: usize) -> usize {
         // Half a matrix of sums, the matrix to factorize and its factor in f64; the matrix and the shares in f32.
         (4 + 8 + 8 + 4 + 4) * dim * dim
@@ -116,8 +116,8 @@ impl Moments {
     /// Error feedback for weights of sub-vectors of `d` that are rotated so, and the damping that it took.
     ///
     /// # Errors
-    /// Moments that are not finite.
-    pub fn carry(&self, name: &str, rotation: Option<Rotation>, d: usize) -> Result<(Carry, f64)> {
+    /// A Hessian that is not finite.
+    pub fn feedback(&self, name: &str, rotation: Option<Rotation>, d: usize) -> Result<(Feedback, f64)> {
         let (dim, matrix) = (self.dim, self.matrix(rotation));
         let mean = (0..dim).map(|i| f64::from(matrix[i * dim + i])).sum::<f64>() / dim as f64;
         if !mean.is_finite() {
@@ -133,10 +133,10 @@ impl Moments {
             let damped = MatRef::from_column_major_slice(&damped, dim, dim);
             if let Ok(factor) = Llt::new(damped, Side::Lower) {
                 let lower = factor.L();
-                return Ok((Carry::new(dim, d, |i, j| lower[(back(i), back(j))]), damping));
+                return Ok((Feedback::new(dim, d, |i, j| lower[(back(i), back(j))]), damping));
             }
         }
-        Err(Error::invalid(format!("{name}: second moments of its inputs"), "not positive definite"))
+        Err(Error::invalid(format!("{name}: Hessian of its inputs"), "not positive definite"))
     }
 }
 

@@ -54,8 +54,8 @@ struct Left {
     __device__ __forceinline__ Left(Pair a, Pair b, Pair c, Pair d) : at{a, b, c, d} {}
 };
 
-// d[FIRST ..] += a b for COUNT tiles b of 16 x 8 numbers (high words, low words). The three mma of an accumulator are far apart,
-// since each waits for the one before.
+// d[FIRST ..] += a b for COUNT tiles b of 16 x 8 numbers (high words, low words). The three mma of an accumulator are far
+// apart, since each waits for the one before.
 template <int COUNT, int FIRST = 0, int N>
 __device__ __forceinline__ void multiply(f32 (&d)[N][4], const Left& a, const uint4 (&b)[COUNT]) {
 #pragma unroll

@@ -27,9 +27,9 @@ __device__ __forceinline__ u32 times(u32 pair, u32 scale) {
     return d;
 }
 
-// Decodes W's rows `first .. first + rows` to f16 [rows, in]. Grid: (blocks). Warps take a slab's tiles in turn,
-// with the codes of AHEAD tiles in flight; four lanes write 64 contiguous bytes.
-// Bound: the stores, half of the time. H200, [4096 x 4096] at 2-256 (33 MB of f16): 15.1 us. Versions: docs/log/cuda-prefill.md.
+// Decodes W's rows `first .. first + rows` to f16 [rows, in]. Grid: (blocks). Warps take a slab's tiles in turn, with the
+// codes of AHEAD tiles in flight; four lanes write 64 contiguous bytes. Bound: the stores, half of the time. H200, [4096 x
+// 4096] at 2-256 (33 MB of f16): 15.1 us. Versions: docs/log/cuda-prefill.md.
 KERNEL BOUNDS(256, PAIRS <= 16 ? 2 : 1)
 pq_decode(const u32* codes, const u32* codebooks, const u16* scales, u16* w_out, u32 first, u32 rows, u32 in,
           u32 code_tiles, u32 group) {

@@ -1,13 +1,12 @@
 #if defined(CACHE_F16) && HEAD_DIM % 16 == 0 && HEAD_DIM <= 256
-// Many rows of a segment (prefill): 64 rows of one head against tiles of positions, both products on the tensor cores,
-// softmax online in f32. A warp has 16 rows; q, k and v tiles stand in shared memory, rows padded by 16 bytes so that
-// ldmatrix meets no bank twice. A tile of v arrives while scores are made, the next of k while they are used. Grid: (row
-// tiles, heads, segments). The output is not rotated.
-//
-// 512 rows at position 4,096, 32 heads of 128 / 16 of 256, on an H200: tiles loaded before they are used 324 / 666 us; as they
-// are now 193 / 327, 178 TFLOP/s; 128 rows of 8 warps 252 / 1,130, but a prompt of 16,384 tokens 3 % faster.
+// Causal attention of many rows of a segment (prefill), flash-attention style: 64 rows of one head against tiles of
+// positions, both products on tensor cores, online softmax in f32. Grid: (row tiles, heads, segments). The output is not
+// rotated (Hadamard). A warp has 16 rows. q, k and v tiles are in shared memory, rows padded by 16 bytes so that ldmatrix
+// has no bank conflicts. A tile of v is loaded during the scores' product, the next tile of k during the output's. Bound:
+// compute, 178 TFLOP/s. H200, 512 rows at position 4,096: 193 us for 32 heads of 128, 327 us for 16 of 256. Versions:
+// docs/log/cuda-prefill.md.
 constexpr u32 WARPS = 4, THREADS = WARPS * 32, TILE_Q = 16 * WARPS, TILE_P = HEAD_DIM <= 128 ? 64 : 32;
-constexpr u32 PITCH = HEAD_DIM + 8; // halves
+constexpr u32 PITCH = HEAD_DIM + 8; // f16 elements of a padded row
 
 __device__ __forceinline__ void ldmatrix(u32 (&r)[4], const u16* at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -19,15 +18,15 @@ __device__ __forceinline__ void ldmatrix_transposed(u32 (&r)[4], const u16* at) 
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((u32)__cvta_generic_to_shared(at)));
 }
 
-// exp2f() without care for what is below 2^-126.
+// exp2f() that flushes results below 2^-126 to 0.
 __device__ __forceinline__ f32 power_of_2(f32 x) {
     f32 y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// Begins to fetch positions p0 .. p0 + TILE_P - 1 of one head's keys or values, of which there are `count`; the last one
-// again where there are fewer.
+// Begins to copy positions p0 .. p0 + TILE_P - 1 of one head's `count` keys or values to shared memory; past the end the last
+// one again.
 __device__ __forceinline__ void fetch(u16* tile, const u16* cache, u32 p0, u32 count) {
 #pragma unroll 4
     for (u32 i = threadIdx.x; i < TILE_P * HEAD_DIM / 8; i += THREADS) {
@@ -38,7 +37,7 @@ __device__ __forceinline__ void fetch(u16* tile, const u16* cache, u32 p0, u32 c
     }
 }
 
-// All that was fetched is there, for every thread, and every thread is here.
+// Waits for all copies of all threads; a barrier of the block.
 __device__ __forceinline__ void arrived() {
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncthreads();
@@ -52,14 +51,14 @@ attention_rows(const f32* qkv, const u16* k_cache, const u16* v_cache, const u32
     wait_inputs();
     const u32* segment = segments + blockIdx.z * 4;
     const u32 slot = segment[0], first = segment[1], rows = segment[2], before = segment[3];
-    // The longest rows first.
+    // Rows that see the most positions come first, so that no long block starts last.
     const u32 r0 = (gridDim.x - 1 - blockIdx.x) * TILE_Q, head = blockIdx.y;
     if (r0 >= rows) return;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, t = lane % 4;
     const u32 kv = head / (params.heads / params.kv_heads);
     const u64 cache_at = ((u64)slot * params.kv_heads + kv) * params.context * HEAD_DIM;
     const u16 *keys = k_cache + cache_at, *values = v_cache + cache_at;
-    const u32 count = before + min(r0 + TILE_Q, rows);  // positions that the tile's last row sees
+    const u32 count = before + min(r0 + TILE_Q, rows);  // positions that the row tile's last row sees
     const u32 nearest = before + r0 + warp * 16;        // position of the warp's first row
     fetch(k_tile, keys, 0, count);
 
@@ -73,7 +72,7 @@ attention_rows(const f32* qkv, const u16* k_cache, const u16* v_cache, const u32
     f32 out[HEAD_DIM / 8][4] = {}, top[2] = {LOWEST, LOWEST}, sum[2] = {0.f, 0.f};
 #pragma unroll 1
     for (u32 p0 = 0; p0 < count; p0 += TILE_P) {
-        const bool seen = p0 < nearest + 16; // by one of the warp's rows
+        const bool seen = p0 < nearest + 16; // whether one of the warp's rows sees the tile
         arrived();
         fetch(v_tile, values, p0, count);
         f32 score[TILE_P / 8][4] = {};
@@ -94,7 +93,7 @@ attention_rows(const f32* qkv, const u16* k_cache, const u16* v_cache, const u32
         arrived();
         if (p0 + TILE_P < count) fetch(k_tile, keys, p0 + TILE_P, count);
         if (!seen) continue;
-        if (p0 + TILE_P > nearest + 1) { // some of it lies behind some of the warp's rows
+        if (p0 + TILE_P > nearest + 1) { // some of the tile is in the future of some of the warp's rows
 #pragma unroll
             for (u32 n = 0; n < TILE_P / 8; n++) {
 #pragma unroll

@@ -66,8 +66,8 @@ __device__ __forceinline__ Raw load_once(const Cache* at, u32 first) {
     return load_head(at, first);
 }
 
-// A KV split of one head: positions `begin` to `end`. Those before `cached` are in the cache; the last one, if it is not, is the
-// row's own, in shared memory.
+// A KV split of one head: positions `begin` to `end`. Those before `cached` are in the cache; the last one, if it is not, is
+// the row's own, in shared memory.
 struct Stretch {
     const Cache *keys, *values; // at position 0
     u32 begin, cached, end;

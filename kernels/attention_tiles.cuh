@@ -1,11 +1,11 @@
 // A warp's share of a KV split on tensor cores: f16 keys and values, up to four query heads. Lanes load the operands of
 // mma.sync as they are: no shared memory, no conversion.
 //
-// Scores: queries (A) by keys (B), 8 positions at a time. A lane's 16 bytes of a key are two k-steps of B, since the queries'
-// elements are in the same order. Rows 0 to 3 of A are the queries in f16, rows 4 to 7 their remainders, so that no precision
-// is lost; a shuffle adds both.
-// Outputs: values (A) by weights (B). The scores' layout is B's; lanes of the queries' rows give the weights in f16, those of the
-// remainders' rows their remainders. A pairs two positions: a byte permutation of two loaded values.
+// Scores: queries (A) by keys (B), 8 positions at a time. A lane's 16 bytes of a key are two k-steps of B, since the
+// queries' elements are in the same order. Rows 0 to 3 of A are the queries in f16, rows 4 to 7 their remainders, so that no
+// precision is lost; a shuffle adds both. Outputs: values (A) by weights (B). The scores' layout is B's; lanes of the
+// queries' rows give the weights in f16, those of the remainders' rows their remainders. A pairs two positions: a byte
+// permutation of two loaded values.
 //
 // Weights are relative to the largest score so far, give or take SLACK: most tiles only add to the sums.
 // Bound: memory; 8 positions take 130 instructions, by FMAs (attention_lanes.cuh) 540.

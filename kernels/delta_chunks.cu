@@ -1,30 +1,29 @@
-// The gated delta rule by chunks of 32 rows (the formulas: src/backend/cpu/delta_rule.rs), in two launches.
+// The gated delta rule by chunks of 32 rows (formulas: src/backend/cpu/delta_rule.rs), in two launches, for prompts.
 //
-// delta_prepare, a block per chunk and key head, makes what does not depend on the state: normalised keys and queries,
-// and T = (I + A)^-1 diag(beta) and P = Q K^T * D of each value head. With W = T (V - exp(G) K S) a chunk then is
+// delta_prepare: a block a chunk and key head. Computes what does not depend on the state: normalised keys and queries, and
+// for each value head T = (I + A)^-1 diag(beta) and P = Q K^T * D. With W = T (V - exp(G) K S) a chunk then is
 // Y = exp(G) Q S + P W and S' = exp(G_C) S + K^T diag(exp(G_C - G)) W.
 //
-// delta_chunks goes through a segment's chunks. Two warps have 16 columns of S, each those of half the keys, transposed,
-// in the accumulators of a tensor core: what is an accumulator's place after one product is an operand's in the next, so
-// S never leaves registers. Both warps multiply their part of S by keys and queries; one goes on to W, the other to Y.
-// What stands on the right of the products arrives by cp.async, some stages ahead, in the order of use; the barrier
-// that a stage needs is the one that partial sums and W need.
+// delta_chunks: goes through a segment's chunks in order. A pair of warps holds 16 columns of S, each warp half of the keys,
+// transposed, in tensor-core accumulators: an accumulator's layout is an operand's in the next product, so S never leaves
+// registers. Both warps multiply their part of S by keys and queries; one then computes W, the other Y. The right operands are
+// copied to shared memory by cp.async, some stages ahead, in the order of use; the barrier of a stage also serves the
+// exchange of partial sums and W.
 //
-// Numbers are pairs of bf16, high and low: 16 bits, the range of f32. A product is three mma. Of elements of order 1 S
-// is off by 1e-5, where f32 row by row is by 2e-6.
+// Numbers are pairs of bf16 (high, low): 16 bits of precision, the range of f32; a product is three mma. With elements of
+// order 1, S is off by 1e-5 against f64, where f32 row by row is off by 2e-6.
 //
-// 16 key heads, 32 value heads of 128, an H200, us of 512 / 2,048 rows: row by row 458 / 2,192; a warp with all keys of
-// its columns, seven stages a chunk 83 / 283 (prepare 21 / 57); this 55 / 190 (prepare 12 / 36), with one stage on its
-// way instead of two 55 / 253. Bound by latency: one warp for each of the multiprocessors' four parts.
+// Bound: latency, with one warp on each of a multiprocessor's four schedulers. H200, 16 key heads and 32 value heads of 128:
+// 55 / 190 us by 512 / 2,048 rows, of which delta_prepare 12 / 36. Versions: docs/log/cuda-prefill.md.
 
 constexpr int CHUNK = 32;
 constexpr int KEYS = (KEY_DIM + 63) / 64 * 64, KEY_STEPS = KEYS / 16;
-constexpr int TILE = 32;                                          // uint4s of 16 x 8 numbers
-constexpr int READ_TILES = KEY_STEPS * 8, WRITE_TILES = KEYS / 4; // keys and queries that multiply S; keys that make it
+constexpr int TILE = 32;                                          // uint4s of a tile of 16 x 8 numbers
+constexpr int READ_TILES = KEY_STEPS * 8, WRITE_TILES = KEYS / 4; // keys and queries that read S; keys that update it
 constexpr int KEY_TILES = READ_TILES + WRITE_TILES, MIX_TILES = 12;
 constexpr int STAGE_TILES = 32, READ_STAGES = READ_TILES / STAGE_TILES, STAGES = READ_STAGES + 2;
 
-// An operand's two halves of two numbers.
+// Two numbers as bf16 pairs: high parts and low parts.
 struct Pair { u32 high, low; };
 
 __device__ __forceinline__ u32 pack_bf16(f32 low, f32 high) {
@@ -45,17 +44,18 @@ __device__ __forceinline__ void mma_bf16(f32 (&d)[4], u32 a0, u32 a1, u32 a2, u3
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// The left operand of 16 x 16 numbers.
+// The left operand (A) of mma, 16 x 16 numbers.
 struct Left {
     Pair at[4];
 
-    // From two tiles of accumulators side by side.
+    // From two neighbouring accumulator tiles.
     __device__ __forceinline__ Left(const f32 (&a)[4], const f32 (&b)[4])
         : at{split(a[0], a[1]), split(a[2], a[3]), split(b[0], b[1]), split(b[2], b[3])} {}
     __device__ __forceinline__ Left(Pair a, Pair b, Pair c, Pair d) : at{a, b, c, d} {}
 };
 
-// d[FIRST ..] += a b for COUNT tiles b of 16 x 8 numbers: high words, low words. Equal accumulators come far apart.
+// d[FIRST ..] += a b for COUNT tiles b of 16 x 8 numbers (high words, low words). The three mma of an accumulator are far
+// apart, since each waits for the one before.
 template <int COUNT, int FIRST = 0, int N>
 __device__ __forceinline__ void multiply(f32 (&d)[N][4], const Left& a, const uint4 (&b)[COUNT]) {
 #pragma unroll
@@ -69,14 +69,14 @@ __device__ __forceinline__ void multiply(f32 (&d)[N][4], const Left& a, const ui
         mma_bf16(d[FIRST + n], a.at[0].high, a.at[1].high, a.at[2].high, a.at[3].high, b[n].x, b[n].y);
 }
 
-// Chunks of the segments before this one.
+// The number of chunks in the segments before this one.
 __device__ __forceinline__ u32 chunks_before(const u32* segments, u32 segment) {
     u32 chunks = 0;
     for (u32 s = 0; s < segment; s++) chunks += (segments[s * 4 + 2] + CHUNK - 1) / CHUNK;
     return chunks;
 }
 
-constexpr int PITCH = KEYS + 8;      // of a row of keys or queries: no bank twice
+constexpr int PITCH = KEYS + 8;      // of a row of keys or queries, padded against bank conflicts
 constexpr int MIX_PITCH = CHUNK + 4; // of a row of A
 constexpr int HEADS = 4;             // value heads at a time, a warp each
 
@@ -94,14 +94,14 @@ KERNEL BOUNDS(32 * HEADS) delta_prepare(const f32* qkv, const f32* proj, const f
     const u32 chunk = chunks_before(segments, blockIdx.z) + blockIdx.y;
     const u32 keys = params.key_heads * KEY_DIM, width = 2 * keys + params.value_heads * params.value_dim;
 
-    // Keys and queries, [key or query][high or low][row][key]; later A of each head.
+    // Keys and queries [key or query][high or low][row][key]; reused for A of each head.
     __shared__ __align__(16) char memory[2 * 2 * CHUNK * PITCH * 2];
     u16(*const rows_of)[2][CHUNK][PITCH] = reinterpret_cast<u16(*)[2][CHUNK][PITCH]>(memory);
     f32(*const mix)[CHUNK][MIX_PITCH] = reinterpret_cast<f32(*)[CHUNK][MIX_PITCH]>(memory);
     static_assert(sizeof(memory) >= HEADS * CHUNK * MIX_PITCH * 4, "A of each head");
     __shared__ f32 sums[HEADS][CHUNK], betas[HEADS][CHUNK]; // G and beta
 
-    // A warp's rows of one of them, all on their way together.
+    // A warp loads its 16 rows of keys or queries at once.
     constexpr int ROWS = 2 * CHUNK / HEADS, EACH = KEYS / 32;
     const u32 which = warp / 2, top = warp % 2 * 16; // keys or queries, and the first row
     const f32* from = qkv + (u64)first * width + (which ? 0 : keys) + key_head * KEY_DIM;
@@ -129,18 +129,18 @@ KERNEL BOUNDS(32 * HEADS) delta_prepare(const f32* qkv, const f32* proj, const f
     }
     __syncthreads();
 
-    // Two numbers of a row.
+    // Two neighbouring numbers of a row.
     auto across = [&](u32 which, u32 half, u32 r, u32 key) {
         return *reinterpret_cast<const u32*>(&rows_of[which][half][r][key]);
     };
-    // Two of a column.
+    // Two neighbouring numbers of a column.
     auto down = [&](u32 half, u32 r, u32 key) {
         return (u32)rows_of[0][half][r][key] | (u32)rows_of[0][half][r + 1][key] << 16;
     };
     uint4* out = keys_out + ((u64)chunk * params.key_heads + key_head) * KEY_TILES * TILE + lane;
 #pragma unroll 4
     for (u32 tile = warp; tile < READ_TILES; tile += HEADS) {
-        // Of a stage: [warp of the pair][step][keys, queries].
+        // A stage is [warp of the pair][k-step][keys, queries].
         const u32 step = tile / 16 % 2 * (KEY_STEPS / 2) + tile / 32 * 2 + tile / 8 % 2;
         const u32 which = tile / 4 % 2, r = tile % 4 * 8 + g, key = step * 16 + 2 * t;
         out[tile * TILE] = make_uint4(across(which, 0, r, key), across(which, 0, r, key + 8),
@@ -149,7 +149,7 @@ KERNEL BOUNDS(32 * HEADS) delta_prepare(const f32* qkv, const f32* proj, const f
     out += READ_TILES * TILE;
 #pragma unroll 4
     for (u32 tile = warp; tile < WRITE_TILES; tile += HEADS) {
-        // [warp of the pair][16 rows][8 keys].
+        // The stage is [warp of the pair][16 rows][8 keys].
         const u32 key = (tile / KEY_STEPS / 2 * KEY_STEPS + tile % KEY_STEPS) * 8 + g, r = tile / KEY_STEPS % 2 * 16 + 2 * t;
         out[tile * TILE] = make_uint4(down(0, r, key), down(0, r + 8, key), down(1, r, key), down(1, r + 8, key));
     }
@@ -191,7 +191,7 @@ KERNEL BOUNDS(32 * HEADS) delta_prepare(const f32* qkv, const f32* proj, const f
         }
         __syncthreads();
 
-        // A goes to shared memory; P has the place of a right operand already.
+        // A goes to shared memory; P is in the layout of a right operand already.
         for (u32 h = 0; h < heads; h++) {
             f32 decayed[4][4];
 #pragma unroll
@@ -254,7 +254,7 @@ KERNEL BOUNDS(32 * HEADS) delta_prepare(const f32* qkv, const f32* proj, const f
     }
 }
 
-// Grid: (value_dim / 32, value_heads, segments); DELTA_DEPTH stages of shared memory.
+// Grid: (value_dim / 32, value_heads, segments), two pairs of warps a block. DELTA_DEPTH stages of shared memory.
 KERNEL BOUNDS(128, 1) delta_chunks(const f32* qkv, const uint4* keys_in, const uint4* mixes, const f32* decays,
                                 const u32* segments, f32* state, f32* y, DeltaRuleParams params) {
     release_next();
@@ -265,10 +265,10 @@ KERNEL BOUNDS(128, 1) delta_chunks(const f32* qkv, const uint4* keys_in, const u
     const u32* segment = segments + blockIdx.z * 4;
     const u32 slot = segment[0], rows = segment[2], start = chunks_before(segments, blockIdx.z);
     const u32 keys = params.key_heads * KEY_DIM, values = params.value_heads * params.value_dim;
-    const u32 column = (blockIdx.x * 2 + pair) * 16 + g; // and 8 behind it
+    const u32 column = (blockIdx.x * 2 + pair) * 16 + g; // and column + 8
     const bool inside[2] = {column < params.value_dim, column + 8 < params.value_dim};
     uint4* const ring = reinterpret_cast<uint4*>(dynamic_shared);
-    __shared__ f32 handed[2][2][16][32]; // what the warps of a pair hand each other: K S, then W; Q S
+    __shared__ f32 handed[2][2][16][32]; // exchanged between the warps of a pair: K S, then W; Q S
 
     u32 asked = 0, asked_stage = 0, asked_chunk = start, taken = 0;
     const u32 end = start + (rows + CHUNK - 1) / CHUNK;
@@ -292,8 +292,8 @@ KERNEL BOUNDS(128, 1) delta_chunks(const f32* qkv, const uint4* keys_in, const u
         }
         asm volatile("cp.async.commit_group;" ::: "memory");
     };
-    // This lane's part of each tile of the next stage, from the tile `first` of each warp of a pair on; the stage before
-    // is no longer read.
+    // Waits for the next stage, starts loading another into the one just used, and returns this lane's part of the stage;
+    // `of_each`: tiles of each warp of a pair.
     auto take = [&](u32 of_each) -> const uint4* {
         asm volatile("cp.async.wait_group %0;" ::"n"(DELTA_DEPTH - 2) : "memory");
         __syncthreads();
@@ -305,7 +305,7 @@ KERNEL BOUNDS(128, 1) delta_chunks(const f32* qkv, const uint4* keys_in, const u
 #pragma unroll
     for (int i = 0; i < DELTA_DEPTH - 1; i++) ask();
 
-    // S transposed, half of its keys: [tile of 8 keys][column g: keys 2t, 2t + 1, column g + 8: the same].
+    // S transposed, this warp's half of the keys: [tile of 8 keys][column g: keys 2t, 2t + 1; column g + 8: the same].
     f32 s[KEYS / 16][4];
     f32* const s_at = state + ((u64)slot * params.value_heads + head) * KEY_DIM * params.value_dim + column;
     auto key_of = [&](int n, int i) { return part * (KEYS / 2) + n * 8 + 2 * t + i % 2; };
@@ -337,7 +337,7 @@ KERNEL BOUNDS(128, 1) delta_chunks(const f32* qkv, const uint4* keys_in, const u
                 v[n][i] = wanted ? v_at[(u64)r * (2 * keys + values) + i / 2 * 8] : 0.f;
             }
         }
-        f32 read[8][4] = {}; // K S, then Q S of this warp's keys: four tiles of 8 rows each
+        f32 read[8][4] = {}; // K S, then Q S over this warp's keys: four tiles of 8 rows each
 #pragma unroll
         for (int stage = 0; stage < READ_STAGES; stage++) {
             const uint4* from = take(16);
@@ -349,14 +349,14 @@ KERNEL BOUNDS(128, 1) delta_chunks(const f32* qkv, const uint4* keys_in, const u
                 multiply(read, Left(s[stage * 4 + 2 * i], s[stage * 4 + 2 * i + 1]), b);
             }
         }
-        f32 sums[4][4]; // of K S here, of Q S in the other warp
+        f32 sums[4][4]; // K S in the first warp of the pair, Q S in the second
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             handed[pair][!part][i][lane] = part ? read[i / 4][i % 4] : read[4 + i / 4][i % 4];
             sums[i / 4][i % 4] = part ? read[4 + i / 4][i % 4] : read[i / 4][i % 4];
         }
         const uint4* from = take(6);
-        uint4 early[4], late[2]; // T here, P in the other warp: of the first 16 rows, and of the others
+        uint4 early[4], late[2]; // T in the first warp, P in the second: for the first 16 rows, for the others
 #pragma unroll
         for (int n = 0; n < 4; n++) early[n] = from[n * TILE];
 #pragma unroll

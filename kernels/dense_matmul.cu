@@ -1,11 +1,10 @@
-// y = W x for dense W [out, in] and few rows of x, in f32: a warp takes WARP_ROWS rows of W, each lane 16 bytes of
-// each at a time, so W streams by once at full width whatever the number of rows of x. More rows go to cuBLAS, for
-// which to_half converts x and add_bias finishes y.
-// Constants: DENSE_DTYPE, DENSE_TOKENS.
+// y = W x for dense W [out, in] and few rows of x, in f32. A warp takes WARP_ROWS rows of W, each lane 16 bytes of each at a
+// time, so that W is read once whatever the number of rows of x. One row goes to dense_row.cu; many go to cuBLAS, for which
+// to_half converts x, and add_bias finishes y. Bound: memory. Constants: DENSE_DTYPE, DENSE_TOKENS.
 
 #ifdef DENSE_TOKENS
 constexpr int TOKENS = DENSE_TOKENS, WARP_ROWS = 4;
-constexpr int WIDE = DENSE_DTYPE == F32 ? 4 : 8; // elements of 16 bytes
+constexpr int WIDE = DENSE_DTYPE == F32 ? 4 : 8; // elements in 16 bytes
 
 __device__ __forceinline__ f32 element(const void* weight, u64 at) {
     if constexpr (DENSE_DTYPE == F32) return static_cast<const f32*>(weight)[at];
@@ -81,7 +80,7 @@ KERNEL __launch_bounds__(256) dense_matvec(const void* weight, const f32* bias, 
 }
 #else
 
-// x [rows, cols] as f16 (dtype F16) or bf16.
+// Converts x [rows, cols] to f16 (dtype F16) or bf16. Grid: (rows * cols / 4 / block).
 KERNEL to_half(const f32* x, u16* y, u32 rows, u32 cols, u32 dtype) {
     release_next();
     wait_inputs();

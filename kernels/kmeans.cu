@@ -1,24 +1,25 @@
-// The nearest centroids of sub-vectors, and Lloyd's k-means on samples of them, for any number of codebooks at once:
-// one for all subspaces, one for each, or one for a group. Sums run in the order of src/pq/{assign,kmeans,quantize}.rs
-// and no product is fused into a sum, so codes and centroids have the CPU's bytes.
+// Assignment of sub-vectors to their nearest centroids, and Lloyd's k-means on samples of them, for any number of codebooks:
+// one for all subspaces, one for each, or one for a group. Sums run in the order of src/pq/{assign,kmeans,quantize}.rs and
+// no product is fused into a sum, so codes and centroids have the CPU's bytes.
 //
-// The search is what takes time: every vector against every centroid, 2d + 3 instructions each. Centroids come from
-// shared memory, all lanes the same, for EACH vectors of a thread at once.
+// Bound: arithmetic of the search, every vector against every centroid, 2d + 3 instructions each. All lanes read the same
+// centroid from shared memory, for EACH vectors of a thread at once. H200, all of llama3-8b with copies: 1.5 s at
+// 2-256@universal, 13.7 s at 2-256@subspace (with training). Figures: docs/log/quantizing.md.
 
 constexpr u32 D = VECTOR;
-// Words of a centroid in shared memory: its elements, then -|c|^2 / 2, padded to what loads take at once.
+// Words of a centroid in shared memory: its elements, then -|c|^2 / 2, padded to whole vector loads.
 constexpr u32 WIDTH = D == 1 ? 2 : D <= 3 ? 4 : D <= 7 ? 8 : 12;
 // Centroids in shared memory at a time, and vectors of a thread.
 constexpr u32 TILE = 512, EACH = D <= 4 ? 4 : 2;
-// Vectors that a codebook is trained on at most.
+// The most vectors that a codebook is trained on.
 constexpr u32 SAMPLE = 1 << 16;
 
-// A matrix [rows, cols] whose codebooks serve `group` subspaces each, of which the first `full` have d columns;
-// `stride` vectors from one codebook's sample to the next one's.
+// A matrix [rows, cols] with `books` codebooks of `group` subspaces each; the first `full` subspaces have d columns. Samples of
+// neighbouring codebooks are `stride` vectors apart.
 struct Shape {
     u32 rows, cols, subspaces, full, group, books, k, stride;
 
-    // The subspaces whose vectors a codebook is trained on: a ragged one only where it has no other.
+    // The number of subspaces that a codebook is trained on; a ragged one counts only where the codebook has no other.
     __device__ u32 members(u32 book) const {
         const u32 first = book * group;
         return max(min(first + group, full), first + 1) - first;
@@ -26,7 +27,8 @@ struct Shape {
     __device__ u32 vectors(u32 book) const { return (u32)min((u64)SAMPLE, (u64)rows * members(book)); }
 };
 
-// The centroids with the largest x c - |c|^2 / 2, the lowest among equals. All threads of the block take part.
+// The nearest centroid of each vector: the largest x c - |c|^2 / 2, the lowest index among equals. All threads of the block
+// take part.
 __device__ __forceinline__ void search(const f32 (&x)[EACH][D], const f32* centroids, u32 k, u32 (&best)[EACH]) {
     __shared__ __align__(16) f32 table[TILE * WIDTH];
     f32 top[EACH];
@@ -69,8 +71,8 @@ __device__ __forceinline__ void search(const f32 (&x)[EACH][D], const f32* centr
     }
 }
 
-// Codes `[rows, subspaces]` of the whole sub-vectors of a prepared matrix. Grid: (books * chunks), a chunk being
-// EACH * blockDim vectors of a codebook, row by row.
+// Assigns codes `[rows, subspaces]` to the whole sub-vectors of a prepared matrix. Grid: (books * chunks); a chunk is EACH *
+// blockDim vectors of a codebook, row by row.
 KERNEL BOUNDS(256) assign_rows(const f32* weights, const f32* centroids, u16* codes, Shape s) {
     wait_inputs();
     const u32 book = blockIdx.x % s.books, first = book * s.group;
@@ -97,7 +99,7 @@ KERNEL BOUNDS(256) assign_rows(const f32* weights, const f32* centroids, u16* co
     }
 }
 
-// Codes of a last sub-vector that is cut off: only the elements that there are count. Grid: (rows / 256).
+// Assigns the codes of a row's last sub-vector where it has fewer than d elements; only those count. Grid: (rows / 256).
 KERNEL BOUNDS(256) assign_ragged(const f32* weights, const f32* centroids, u16* codes, Shape s) {
     wait_inputs();
     const u32 row = blockIdx.x * 256 + threadIdx.x, j = s.full;
@@ -125,8 +127,8 @@ __device__ __forceinline__ u64 mix(u64 i) {
     return z ^ (z >> 31);
 }
 
-// What each codebook is trained on, `[books, stride, d]`: all of its vectors, or a fixed random choice. Grid: (books *
-// chunks of 256).
+// Copies each codebook's training vectors to `[books, stride, d]`: all of them, or a fixed random sample. Grid: (books * chunks
+// of 256).
 KERNEL BOUNDS(256) sample(const f32* weights, f32* vectors, Shape s) {
     wait_inputs();
     const u32 book = blockIdx.x % s.books, members = s.members(book);
@@ -139,8 +141,8 @@ KERNEL BOUNDS(256) sample(const f32* weights, f32* vectors, Shape s) {
         vectors[((u64)book * s.stride + n) * D + e] = first + e < s.cols ? weights[row * s.cols + first + e] : 0;
 }
 
-// The Gaussian table `start` with each dimension's mean and standard deviation in a sample. Grid: (books), a warp: a
-// lane for a dimension sums it in order.
+// Scales the Gaussian codebook `start` to each dimension's mean and standard deviation in a sample. Grid: (books), a warp
+// each; a lane sums one dimension, in order.
 KERNEL fit(const f32* vectors, const f32* start, f32* centroids, Shape s) {
     __shared__ double moments[2][D];
     wait_inputs();
@@ -164,7 +166,7 @@ KERNEL fit(const f32* vectors, const f32* start, f32* centroids, Shape s) {
             (f32)__dadd_rn(moments[0][i % D], __dmul_rn(moments[1][i % D], (double)start[i]));
 }
 
-// Codes `[books, stride]` of the samples. Grid: (books * chunks).
+// Assigns codes `[books, stride]` to the samples. Grid: (books * chunks).
 KERNEL BOUNDS(256) assign_sample(const f32* vectors, const f32* centroids, u16* codes, Shape s) {
     wait_inputs();
     const u32 book = blockIdx.x % s.books, start = blockIdx.x / s.books * (EACH * blockDim.x);
@@ -186,8 +188,8 @@ KERNEL BOUNDS(256) assign_sample(const f32* vectors, const f32* centroids, u16* 
     }
 }
 
-// Moves each centroid that has vectors to their mean. Grid: (books, ceil(k / blockDim)); a thread for a centroid looks
-// through all codes and adds its vectors in their order.
+// Moves each centroid that has vectors to their mean. Grid: (books, ceil(k / blockDim)). A thread a centroid goes through all
+// codes and adds its vectors in order.
 KERNEL BOUNDS(256) update(const f32* vectors, const u16* codes, f32* centroids, u32* counts, Shape s) {
     constexpr u32 STRETCH = 2048;
     __shared__ __align__(16) u32 tile[STRETCH];
@@ -224,7 +226,7 @@ KERNEL BOUNDS(256) update(const f32* vectors, const u16* codes, f32* centroids, 
         centroids[((u64)book * s.k + mine) * D + e] = (f32)__ddiv_rn(sums[e], (double)count);
 }
 
-// Moves the centroids without vectors, in their order, to the vectors farthest from their own. Grid: (books).
+// Moves the centroids without vectors, in order, to the vectors farthest from their centroids. Grid: (books).
 KERNEL BOUNDS(256) reseed(const f32* vectors, const u16* codes, f32* centroids, const u32* counts, f32* errors, Shape s) {
     __shared__ u64 farthest[256];
     wait_inputs();
@@ -247,7 +249,7 @@ KERNEL BOUNDS(256) reseed(const f32* vectors, const u16* codes, f32* centroids, 
             }
             measured = true;
         }
-        // The largest error, and the lowest vector among equals, each thread among its own.
+        // The largest error and the lowest vector among equals: first of each thread, then of the block.
         u64 top = 0;
         for (u32 n = threadIdx.x; n < total; n += 256) {
             const u64 key = (u64)__float_as_uint(error[n]) << 32 | ~n;

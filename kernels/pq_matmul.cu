@@ -1,8 +1,8 @@
-// y = W x for product-quantized W and many rows of x: the codes of a slab of W's rows are decoded to f16 scratch, which
-// cuBLAS multiplies. And the pieces that other layouts of W and x need on the way.
+// y = W x for product-quantized W and many rows of x: pq_decode decodes the codes of a slab of W's rows to f16 scratch, which
+// cuBLAS multiplies. Also pq_tiles, which brings codes into the device's layout, and pq_reduce, which adds up split-K parts.
 
 #ifdef PQ_D
-// Lane t of four gets element t of each lane's four, in the order of the lanes.
+// Transposes a 4 x 4 matrix over four lanes: lane t gets element t of each lane's four, in the order of the lanes.
 __device__ __forceinline__ void transpose4(uint4 (&v)[4], u32 lane) {
     auto exchange = [&](uint4& a, uint4& b, u32 bit) {
         const bool upper = lane & bit;
@@ -16,7 +16,7 @@ __device__ __forceinline__ void transpose4(uint4 (&v)[4], u32 lane) {
     exchange(v[0], v[2], 2), exchange(v[1], v[3], 2);
 }
 
-// 16 bytes in one instruction: of four stores under a condition the compiler made one into four of 4 bytes.
+// Stores 16 bytes in one instruction: of four conditional stores the compiler split one into four of 4 bytes.
 __device__ __forceinline__ void store16(u16* to, uint4 v) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
@@ -27,10 +27,9 @@ __device__ __forceinline__ u32 times(u32 pair, u32 scale) {
     return d;
 }
 
-// W's rows `first .. first + rows` as f16 [rows, in]. Warps take a slab's tiles in turn, with the codes of AHEAD of them on
-// their way; four lanes write 64 bytes in a row. By version, 4096 x 4096 at 2-256 on an H200: a warp a column of tiles,
-// one tile ahead, twice as many blocks as have room 22.2 us; the same with whole stores some 17; this 15.1, of which
-// stores are half (33 MB).
+// Decodes W's rows `first .. first + rows` to f16 [rows, in]. Grid: (blocks). Warps take a slab's tiles in turn, with the
+// codes of AHEAD tiles in flight; four lanes write 64 contiguous bytes. Bound: the stores, half of the time. H200, [4096 x
+// 4096] at 2-256 (33 MB of f16): 15.1 us. Versions: docs/log/cuda-prefill.md.
 KERNEL BOUNDS(256, PAIRS <= 16 ? 2 : 1)
 pq_decode(const u32* codes, const u32* codebooks, const u16* scales, u16* w_out, u32 first, u32 rows, u32 in,
           u32 code_tiles, u32 group) {
@@ -66,7 +65,7 @@ pq_decode(const u32* codes, const u32* codebooks, const u16* scales, u16* w_out,
                 return books + ((u64)min((j + i) / group, last) << (BITS + ENTRY_LOG));
             });
 #endif
-            const u32 scale = (scales && row < rows ? scales[first + row] : 0x3c00u) * 0x10001u; // twice; 1 without
+            const u32 scale = (scales && row < rows ? scales[first + row] : 0x3c00u) * 0x10001u; // the scale in both halves; 1.0 without scales
 #pragma unroll
             for (int p = 0; p < PAIRS; p++) pairs[p] = times(pairs[p], scale);
             u16* to = w_out + (u64)row * in + tile_column;
@@ -108,7 +107,7 @@ pq_decode(const u32* codes, const u32* codebooks, const u16* scales, u16* w_out,
     }
 }
 
-// Canonical rows of packed codes to tiles: a thread a code, by atomic or, on zeroed tiles.
+// Reorders rows of packed codes, as a file has them, to tiles: a thread a code, by atomic OR into zeroed tiles.
 KERNEL pq_tiles(const unsigned char* rows, u32* tiles, u32 first, u32 count, u32 subspaces, u32 row_bytes, u32 code_tiles) {
     const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     const u32 n = i / subspaces, j = i % subspaces;
@@ -140,7 +139,7 @@ KERNEL pq_tiles(const unsigned char* rows, u32* tiles, u32 first, u32 count, u32
 }
 #else
 
-// y = scales * sum over k of partial[k]. A thread an output.
+// y = scales * sum over k of partial[k], plus bias and residual. Grid: (out / 32, rows); 8 warps share the parts of 32 outputs.
 KERNEL pq_reduce(const f32* partial, const u16* scales, const f32* bias, f32* y, u32 out, u32 parts, LinearParams params) {
     release_next();
     wait_inputs();

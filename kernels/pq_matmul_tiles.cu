@@ -1,16 +1,17 @@
-// y = W x for product-quantized W and some rows of x, on the tensor cores: a lane's codes are looked up straight into
-// the A operand of mma.sync, so decoded weights exist in registers alone.
+// y = W x for product-quantized W and some rows of x, on tensor cores: a lane looks up its codes straight into the A operand of
+// mma.sync, so decoded weights exist in registers only.
 //
-// x comes packed (pack_rows.cu), a column a row of x, or two where TILES_SPLIT. A block multiplies ROW_TILES tiles of W's
-// rows by NT x 8 columns of x: its warps share the rows out (WARP_ROWS), then the codes of a row (WARP_CODES). Work is
-// cut into units, the block's rows by WARP_CODES code tiles, and every block takes as many units, whole outputs or parts
-// of them (split-K where it falls): no wave of blocks is half empty, whatever the shape. Codes and x of the next units
-// are on their way to shared memory meanwhile (cp.async, STAGES deep). Parts of an output are added by the block that
-// comes last, in the order of the blocks: the same result every time.
+// x comes packed (pack_rows.cu), a column a row of x, or two where TILES_SPLIT. A block multiplies ROW_TILES tiles of W's rows
+// by NT x 8 columns of x: its warps divide the rows (WARP_ROWS), then the codes of a row (WARP_CODES). Work is cut into units,
+// a block's rows by WARP_CODES code tiles, and every block gets the same number of consecutive units, whole outputs or parts
+// of them (stream-K), so that no wave of blocks is half empty. Codes and x of the next units are copied to shared memory
+// meanwhile (cp.async, STAGES deep). The last block to finish an output adds up its parts in the order of the blocks:
+// deterministic.
 //
-// What bounds it: for up to 16 columns what a multiprocessor gets from L2, codes and x together, some 25 bytes a clock;
-// so a block takes 128 rows of W, that x comes seldom, and no more, that parts are small. For more columns the 32 words
-// a clock of shared memory: a tile of 1 KB is 32 lookups, 16 for its codes' way in and out and 32 NT / MT for x.
+// Bound: up to 16 columns by what a multiprocessor gets from L2, codes and x together, some 25 bytes a clock; so a block takes
+// 128 rows of W, enough that x is read seldom and few enough that parts stay small. With more columns by the 32 words a clock
+// of shared memory: a tile of 1 KB is 32 lookups, 16 words in and out for its codes, and 32 NT / MT for x.
+// H200, a llama3-8b layer's matrices at 2-256: 61.5 us by 4 rows, 103 by 16, 786 by 512. Versions: docs/log/cuda-batch.md.
 
 constexpr int MT = TILES_MT, NT = TILES_NT, STAGES = TILES_STAGES; // row tiles and 8-column groups of a warp
 constexpr int WARP_ROWS = TILES_WARP_ROWS, WARP_CODES = TILES_WARP_CODES;
@@ -18,7 +19,7 @@ constexpr int WARPS = WARP_ROWS * WARP_CODES, ROW_TILES = WARP_ROWS * MT;
 constexpr u32 TILE_BYTES = TILE_WORDS * 4, PIECES = PAIRS / 4, GROUP_BYTES = PIECES * 512;
 constexpr u32 STAGE_CODES = WARP_CODES * ROW_TILES * TILE_BYTES, STAGE_X = WARP_CODES * NT * GROUP_BYTES;
 constexpr u32 STAGE_BYTES = STAGE_CODES + STAGE_X;
-constexpr u32 SUMS = MT * NT, LANES = WARP_ROWS * 32; // a lane's sums in fours; lanes with an output
+constexpr u32 SUMS = MT * NT, LANES = WARP_ROWS * 32; // float4s of sums a lane; lanes that have an output
 
 __device__ __forceinline__ void copy_async(u32 to, const void* from, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
@@ -34,7 +35,7 @@ __device__ __forceinline__ uint4 load_shared(u32 at) {
     return v;
 }
 
-// A lane's words of a tile in shared memory; see load_tile.
+// Loads a lane's words of a tile from shared memory; see load_tile.
 __device__ __forceinline__ void staged_tile(u32 (&w)[BITS], u32 tile, u32 lane) {
 #pragma unroll
     for (int q = 0; q < BITS / 4 * 4; q += 4) {
@@ -50,7 +51,7 @@ __device__ __forceinline__ void staged_tile(u32 (&w)[BITS], u32 tile, u32 lane) 
     }
 }
 
-// What other blocks wrote.
+// Loads past L1 what other blocks wrote.
 __device__ __forceinline__ float4 load_other(const float4* at) {
     float4 v;
     asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(at));
@@ -59,7 +60,7 @@ __device__ __forceinline__ float4 load_other(const float4* at) {
 
 __device__ __forceinline__ void add(float4& sum, const float4& v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; }
 
-// Where in the work a unit stands.
+// A unit's position in the work.
 struct Place {
     u32 row_group, column_group, round;
     __device__ __forceinline__ void set(u32 unit, u32 rounds, u32 column_groups) {
@@ -74,8 +75,8 @@ struct Place {
     }
 };
 
-// `groups`: 8-column groups that x is packed to, a multiple of NT. `partial`: [blocks, 2, rows, columns of a block],
-// a block's first and its other unfinished output; `arrivals`: one for each output, zeros before and after.
+// Grid: (blocks). `groups`: 8-column groups of packed x, a multiple of NT. `partial`: [blocks, 2, rows, columns of a block],
+// a block's first and its last unfinished output. `arrivals`: one counter an output, zero before and after.
 KERNEL BOUNDS(WARPS * 32, TILES_BLOCKS)
 pq_matmul_tiles(const u32* codes, const u32* codebooks, const u16* scales, const f32* bias, const uint4* x, f32* y,
                 float4* partial, u32* arrivals, u32 out, u32 subspaces, u32 code_tiles, u32 group, u32 groups,
@@ -151,12 +152,12 @@ pq_matmul_tiles(const u32* codes, const u32* codebooks, const u16* scales, const
             for (int n = 0; n < NT; n++) {
                 float4 v = make_float4(acc[m][n][0], acc[m][n][1], acc[m][n][2], acc[m][n][3]);
                 use(m, n, v);
-                asm volatile("" ::: "memory"); // one after the other, so that registers suffice
+                asm volatile("" ::: "memory"); // keeps the compiler from doing several at once, which would spill
                 acc[m][n][0] = v.x, acc[m][n][1] = v.y, acc[m][n][2] = v.z, acc[m][n][3] = v.w;
             }
         }
     };
-    // A row's sums of two columns.
+    // Stores a row's sums of two columns.
     auto store_pair = [&](f32 a, f32 b, u32 row, u32 column) {
         if (row >= out) return;
         const f32 scale = scales ? from_f16(scales[row]) : 1.f;
@@ -222,7 +223,7 @@ pq_matmul_tiles(const u32* codes, const u32* codebooks, const u16* scales, const
         now.next(rounds, column_groups);
         if (now.round && unit + 1 < end) continue;
 
-        // The end of an output, or of the block's part of it.
+        // Here an output, or the block's part of one, is complete.
         const u32 mine = threadIdx.x % LANES;
         if constexpr (WARP_CODES > 1) {
             float4* sums = reinterpret_cast<float4*>(dynamic_shared + (stages + STAGES * STAGE_BYTES - (u32)__cvta_generic_to_shared(dynamic_shared)));

@@ -2,12 +2,12 @@
 // this; a few rows of x go to pq_rows.cu, codebooks per subspace to pq_matvec_subspace.cu.
 //
 // pq_matvec_shared: W has one codebook, which is replicated in shared memory (fill_table). A lane looks up its 32 codes of a
-// tile, which gives the A operand of mma.sync as it is; x is the B operand, as f16 and f16 remainder in neighbouring columns, so
-// that no precision is lost. A block owns a contiguous range of row tiles, its warps share the columns. x is brought into the
-// operand's order once a block. The warps' sums meet in shared memory: no atomics, no memset, deterministic. Each lane has four
-// tiles of codes in flight; the first ones and the table are loaded before wait_inputs(). At most 112 registers, so that a
-// block of the next kernel fits beside (BOUNDS_ALONE).
-// Bound: memory and table lookups, as in pq_row.cu. H200, qwen3.5-9b at 2-256: 430 tok/s. Versions: docs/log/cuda-decode.md.
+// tile, which gives the A operand of mma.sync as it is; x is the B operand, as f16 and f16 remainder in neighbouring
+// columns, so that no precision is lost. A block owns a contiguous range of row tiles, its warps share the columns. x is
+// brought into the operand's order once a block. The warps' sums meet in shared memory: no atomics, no memset,
+// deterministic. Each lane has four tiles of codes in flight; the first ones and the table are loaded before wait_inputs().
+// At most 112 registers, so that a block of the next kernel fits beside (BOUNDS_ALONE). Bound: memory and table lookups, as
+// in pq_row.cu. H200, qwen3.5-9b at 2-256: 430 tok/s. Versions: docs/log/cuda-decode.md.
 //
 // pq_matvec: any other spec and any number of rows of x, in f32, codebooks through L1. Bound by the latency of lookups.
 
@@ -72,8 +72,8 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
     const u32 first = row_tiles * blockIdx.x / gridDim.x, last = row_tiles * (blockIdx.x + 1) / gridDim.x;
     release_next();
 
-    // A warp iterates over chunks of columns, batches of row tiles, PASSES passes over the chunk's columns, AT_ONCE row tiles. A
-    // unit's codes for the next iteration are loaded as soon as the current ones are used up.
+    // A warp iterates over chunks of columns, batches of row tiles, PASSES passes over the chunk's columns, AT_ONCE row
+    // tiles. A unit's codes for the next iteration are loaded as soon as the current ones are used up.
     struct { u32 chunk, pass, tile; } ahead = {0, 0, first};
     u32 units[UNITS][BITS] = {};
     auto fetch = [&](u32 unit) {

@@ -1,5 +1,5 @@
-// y = W x for product-quantized W with one codebook and one row of x, as a phase of the persistent decode kernel (step.cu). What
-// precedes and follows the product is fused in, so a layer is four of these phases and what mixes positions.
+// y = W x for product-quantized W with one codebook and one row of x, as a phase of the persistent decode kernel (step.cu).
+// What precedes and follows the product is fused in, so a layer is four of these phases and what mixes positions.
 //
 // x. Every block needs all of x and prepares it for itself: an optional norm, then the Hadamard rotation, 512 elements (a span)
 // a warp. Of the 9 binary digits of an element's index registers cover the upper four, then, after an exchange through shared
@@ -14,8 +14,9 @@
 //
 // Sums. Scaled and added to a residual; or silu(gate) * up, where a block takes each gate row tile with its up row tile.
 //
-// Bound: memory and table lookups at once. Loads alone take 58 clocks a KB of codes and multiprocessor, lookups and mma 42; here
-// 57, because the first 64 KB are in L2 by then. H200, llama3-8b at 2-256: 538 tok/s. Versions: docs/log/cuda-decode.md.
+// Bound: memory and table lookups at once. Loads alone take 58 clocks a KB of codes and multiprocessor, lookups and mma 42;
+// here 57, because the first 64 KB are in L2 by then. H200, llama3-8b at 2-256: 538 tok/s. Versions:
+// docs/log/cuda-decode.md.
 
 constexpr u32 WARPS = PQ_WARPS, THREADS = WARPS * 32;
 constexpr u32 BATCH = PQ_BATCH;             // row tiles between two barriers of a block's warps, even
@@ -217,9 +218,9 @@ KERNEL pq_matvec_shared(const Call& call) {
     const u32 count = (shared_out * (real_block() + 1) / real_grid() - first) << paired;
     auto tile_of = [&](u32 j) { return first + (j >> paired) + (j & paired) * half; };
 
-    // A warp iterates over chunks of columns, AT_ONCE row tiles of each, PASSES passes over the chunk's columns of each. A unit
-    // is one of an iteration's UNITS tiles of codes: its codes for the next iteration are loaded as soon as the current ones are
-    // used up. The address `at` only advances: neighbouring row tiles are `apart`, the next AT_ONCE `onward`.
+    // A warp iterates over chunks of columns, AT_ONCE row tiles of each, PASSES passes over the chunk's columns of each. A
+    // unit is one of an iteration's UNITS tiles of codes: its codes for the next iteration are loaded as soon as the current
+    // ones are used up. The address `at` only advances: neighbouring row tiles are `apart`, the next AT_ONCE `onward`.
     const u32 chunk = call.chunk_passes * WARPS;
     const u64 row_words = (u64)code_tiles * TILE_WORDS;
     const u64 apart = row_words * (paired ? half : 1), onward = row_words * (paired ? 1 : AT_ONCE);

@@ -1,9 +1,9 @@
 // y = W x for product-quantized W with one codebook and a few rows of x (2 to 16).
 //
-// x comes packed (pack_rows.cu) as the B operand of mma.sync: a column a row of x, or, for up to 4 rows, two columns (f16 and f16
-// remainder), so that no precision is lost. An mma takes eight columns at the price of one, so the product costs what it
-// costs for one row: a lane looks up its 32 codes of a tile in shared memory (fill_table), which gives the A operand as it is.
-// Each lane has four tiles of codes in flight.
+// x comes packed (pack_rows.cu) as the B operand of mma.sync: a column a row of x, or, for up to 4 rows, two columns (f16
+// and f16 remainder), so that no precision is lost. An mma takes eight columns at the price of one, so the product costs
+// what it costs for one row: a lane looks up its 32 codes of a tile in shared memory (fill_table), which gives the A operand
+// as it is. Each lane has four tiles of codes in flight.
 //
 // A block owns a contiguous range of row tiles, its warps share the columns: WARPS x PASSES code tiles, whose x stays in
 // registers for all of the block's rows. More columns take several rounds, and every block reads x: with few rows a block
@@ -107,8 +107,8 @@ pq_rows(const u32* codes, const u32* codebook, const u16* scales, const f32* bia
     const u32 low = lane_offset(lane);
 #pragma unroll 1
     for (u32 begin = 0; begin < code_tiles; begin += PASSES * WARPS) {
-        // Touch x before the loop (XOR with `none`, which is 0 at run time): its loads share a scoreboard with the codes', so the
-        // loop would stall on the codes just requested wherever it reads x.
+        // Touch x before the loop (XOR with `none`, which is 0 at run time): its loads share a scoreboard with the codes',
+        // so the loop would stall on the codes just requested wherever it reads x.
         const u32 none = gridDim.y - 1;
         u32 b[PASSES][NT][STEPS][2] = {};
 #pragma unroll

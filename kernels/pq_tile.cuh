@@ -50,8 +50,8 @@ __device__ __forceinline__ u32 last_codes(u32 a, u32 b, u32 c) {
     return (low & 0x0f0f0f0fu) | (c >> 2 & ~0x0f0f0f0fu);
 }
 
-// Code `i` (0..31) of a lane's words, shifted left by LOG, with `low`'s bits below: the offset of a table entry. One instruction
-// where a code is a byte and goes to byte 1 (6-bit codes bring two foreign bits along), else a shift and a lop3.
+// Code `i` (0..31) of a lane's words, shifted left by LOG, with `low`'s bits below: the offset of a table entry. One
+// instruction where a code is a byte and goes to byte 1 (6-bit codes bring two foreign bits along), else a shift and a lop3.
 template <int LOG>
 __device__ __forceinline__ u32 code_at(const u32 (&w)[BITS], int i, u32 low) {
     constexpr bool BYTES = BITS == 8 || BITS == 6;

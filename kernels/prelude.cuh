@@ -1,6 +1,6 @@
-// What every kernel shares: number types, conversions by PTX (NVRTC comes without cuda_fp16.h), reductions, the block
-// Hadamard rotation, and the two halves of programmatic dependent launch. The parameter structs of ops.rs and the
-// specialisation constants stand before this text.
+// What every kernel shares: number types, conversions in PTX (NVRTC comes without cuda_fp16.h), reductions, the block Hadamard
+// rotation, and programmatic dependent launch. The parameter structs of ops.rs and the specialisation constants stand before
+// this text.
 
 typedef unsigned short u16;
 typedef unsigned long long u64;
@@ -8,8 +8,8 @@ typedef unsigned long long u64;
 #ifndef STEP
 #define KERNEL extern "C" __global__ void
 #define BOUNDS(...) __launch_bounds__(__VA_ARGS__)
-// Of a kernel that has a multiprocessor to itself: with room, a block of the next kernel (256 threads, 32 registers) fits
-// beside, instead of waiting for the first multiprocessors that are free.
+// Launch bounds of a kernel with one block a multiprocessor. With `room` it leaves registers for one block of the next kernel
+// (256 threads, 32 registers), which otherwise starts late, crowded on the first multiprocessors that are free.
 #if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1204
 #define BOUNDS_ALONE(threads, room) __maxnreg__((room) ? 57344 / (threads) : (threads) > 256 ? 65536 / (threads) : 255)
 #else
@@ -18,7 +18,7 @@ typedef unsigned long long u64;
 
 extern __shared__ __align__(16) char dynamic_shared[];
 
-// A block of a kernel that takes its grid as it is; see step.cuh.
+// The block and grid of a kernel that is not run through a virtual grid; see step.cuh.
 __device__ __forceinline__ u32 real_block() { return blockIdx.x; }
 __device__ __forceinline__ u32 real_grid() { return gridDim.x; }
 
@@ -30,15 +30,15 @@ __device__ __forceinline__ char* phase_shared() { return dynamic_shared; }
 enum Dtype { F32 = 0, F16 = 1, BF16 = 2 };
 
 #ifndef STEP
-// Launches overlap on Hopper: a kernel may start while the one before it still runs. What an earlier kernel wrote may
-// be read, and anything may be written, only after wait_inputs(); weights may be read before it.
+// Programmatic dependent launch (Hopper): a kernel may start while the previous one still runs. Only after wait_inputs() may it
+// read what an earlier kernel wrote, or write anything; weights may be read before it.
 __device__ __forceinline__ void wait_inputs() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Lets the next kernel start as soon as every block of this one has called it or ended.
+// Lets the next kernel start once every block of this one has called release_next() or ended.
 __device__ __forceinline__ void release_next() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -73,7 +73,7 @@ __device__ __forceinline__ u16 to_bf16(f32 f) {
     return h;
 }
 
-// Two f16 or bf16, as `dtype` says.
+// Two f16 or bf16 in a word, as `dtype` says.
 __device__ __forceinline__ u32 pack_half(f32 low, f32 high, u32 dtype) {
     return dtype == F16 ? pack_f16(low, high) : to_bf16(low) | (u32)to_bf16(high) << 16;
 }
@@ -81,7 +81,7 @@ __device__ __forceinline__ u32 pack_half(f32 low, f32 high, u32 dtype) {
 __device__ __forceinline__ f32 low_f16(u32 pair) { return from_f16((u16)pair); }
 __device__ __forceinline__ f32 high_f16(u32 pair) { return from_f16((u16)(pair >> 16)); }
 
-// Weights are read once: past L1, and first to leave L2.
+// Loads through the read-only path, past L1: weights are read once.
 __device__ __forceinline__ uint4 load_stream(const uint4* p) {
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -106,7 +106,7 @@ __device__ __forceinline__ void copy_async(u32 to, const void* from) {
 
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-// 16 bytes of dense weights.
+// Unpacks 16 bytes of dense weights to f32.
 template <int DTYPE, int COUNT>
 __device__ __forceinline__ void unpack(f32 (&w)[COUNT], uint4 v) {
     const u32 words[4] = {v.x, v.y, v.z, v.w};
@@ -147,7 +147,7 @@ __device__ __forceinline__ f32 block_sum(f32 v) {
     return warp_sum(lane < warps ? part[lane] : 0.f);
 }
 
-// Both within 1e-6, in little code: x is brought to [-pi, pi], where the fast ones are good.
+// Sine and cosine within 1e-6, in short code: x is reduced to [-pi, pi], where the fast intrinsics are accurate.
 __device__ __forceinline__ void sine_cosine(f32 x, f32& sine, f32& cosine) {
     const f32 turns = rintf(x * 0.15915494f);
     x = fmaf(turns, -6.28125f, x);
@@ -159,7 +159,7 @@ __device__ __forceinline__ void sine_cosine(f32 x, f32& sine, f32& cosine) {
 __device__ __forceinline__ f32 sigmoid(f32 x) { return 1.f / (1.f + __expf(-x)); }
 __device__ __forceinline__ f32 silu(f32 x) { return x * sigmoid(x); }
 
-// One bit of Murmur3's 32-bit finaliser, as pq::rotate::sign.
+// The rotation's sign of element i: one bit of Murmur3's 32-bit finaliser, the same as pq::rotate::sign.
 __device__ __forceinline__ f32 rotation_sign(u32 i) {
     u32 h = i ^ 0x9e3779b9u;
     h = (h ^ (h >> 16)) * 0x85ebca6bu;
@@ -167,7 +167,7 @@ __device__ __forceinline__ f32 rotation_sign(u32 i) {
     return ((h ^ (h >> 16)) & 1u) ? -1.f : 1.f;
 }
 
-// Where element i of a row stands that is rotated in shared memory: rotate_shared() then meets no bank twice.
+// Index in shared memory of element i of a row to rotate: padded so that rotate_shared() has no bank conflicts.
 __device__ __forceinline__ u32 padded(u32 i) { return i + (i >> 6) * 8; }
 
 // Butterflies of distances half, 2 half and 4 half, eight elements a thread.
@@ -202,8 +202,8 @@ __device__ __forceinline__ void butterflies_of_8(f32* v, u32 count, u32 half) {
     }
 }
 
-// A thread block multiplies blocks of `block` elements of v, 16-byte aligned, by the Hadamard matrix (times sqrt(block)):
-// `count` elements in shared memory, element i at padded(i). Between barriers.
+// Multiplies blocks of `block` elements by the Hadamard matrix (times sqrt(block)): `count` elements in shared memory, v
+// 16-byte aligned, element i at padded(i). The whole thread block takes part; it begins and ends with a barrier.
 __device__ __forceinline__ void hadamard_shared(f32* v, u32 count, u32 block) {
     __syncthreads();
     u32 half = 1;
@@ -224,7 +224,7 @@ __device__ __forceinline__ void hadamard_shared(f32* v, u32 count, u32 block) {
     }
 }
 
-// Rotates such elements, which begin at element `first` of a row; or undoes it.
+// Rotates such elements, which begin at element `first` of a row, or rotates them back.
 template <bool INVERSE>
 __device__ __forceinline__ void rotate_shared(f32* v, u32 first, u32 count, u32 block) {
     const f32 norm = rsqrtf((f32)block);
@@ -239,19 +239,19 @@ __device__ __forceinline__ void rotate_shared(f32* v, u32 first, u32 count, u32 
     }
 }
 
-// A warp's span of a row, SPAN_EACH elements a lane: element 32 k + lane of it, or, behind hadamard_span(), 16 lane + k.
+// A warp's span of a row, SPAN_EACH elements a lane: e[k] is element 32 k + lane, or, after hadamard_span(), 16 lane + k.
 constexpr u32 SPAN_EACH = 16, SPAN = 32 * SPAN_EACH;
-constexpr u32 SPAN_STAGE = 576; // words of shared memory for a span: every 32 are 4 apart, for the banks
-constexpr u32 SPAN_WARPS = 4;   // of a block, at most, that have a span where a step may be what runs it
+constexpr u32 SPAN_STAGE = 576; // words of shared memory for a span: 4 of padding after every 32, against bank conflicts
+constexpr u32 SPAN_WARPS = 4;   // warps of a block that have a span in kernels that the persistent kernel runs, at most
 
-// Those at 32 k + lane of the span that begins at element `first` of a row of `count`.
+// Loads elements 32 k + lane of the span that begins at element `first` of a row of `count`; zeros beyond.
 __device__ __forceinline__ void load_span(f32 (&v)[SPAN_EACH], const f32* x, u32 first, u32 count) {
     const u32 at = first + threadIdx.x % 32;
 #pragma unroll
     for (u32 k = 0; k < SPAN_EACH; k++) v[k] = at + 32 * k < count ? x[at + 32 * k] : 0.f;
 }
 
-// Butterflies over the digit of a place that is `apart` in k and `bit` in the place.
+// Butterflies between a lane's elements. Neighbours in k are `bit` apart in the span.
 __device__ __forceinline__ void butterflies(f32 (&e)[SPAN_EACH], u32 bit, u32 rotate) {
 #pragma unroll
     for (u32 apart = 1; apart < SPAN_EACH; apart *= 2) {
@@ -265,8 +265,8 @@ __device__ __forceinline__ void butterflies(f32 (&e)[SPAN_EACH], u32 bit, u32 ro
     }
 }
 
-// Multiplies a span's blocks of `rotate` elements, 512 at most, by the Hadamard matrix (times sqrt(rotate)), or with 0 leaves
-// them as they are; a lane's elements are then those at 16 lane + k.
+// Multiplies a span's blocks of `rotate` elements (at most 512; 0: none) by the Hadamard matrix (times sqrt(rotate)). Elements
+// come at 32 k + lane and are left at 16 lane + k.
 __device__ __forceinline__ void hadamard_span(f32 (&e)[SPAN_EACH], f32* stage, u32 rotate) {
     const u32 lane = threadIdx.x % 32;
     butterflies(e, 32, rotate);
@@ -289,7 +289,7 @@ __device__ __forceinline__ void hadamard_span(f32 (&e)[SPAN_EACH], f32* stage, u
     }
 }
 
-// Rotates a span whose elements come at 32 k + lane; see hadamard_span().
+// Rotates a span that begins at element `first` of a row; layout as hadamard_span().
 __device__ __forceinline__ void rotate_span(f32 (&e)[SPAN_EACH], f32* stage, u32 first, u32 rotate) {
     const f32 norm = rsqrtf((f32)rotate);
     if (rotate) {
@@ -299,7 +299,7 @@ __device__ __forceinline__ void rotate_span(f32 (&e)[SPAN_EACH], f32* stage, u32
     hadamard_span(e, stage, rotate);
 }
 
-// Stores a span of a row of `count` whose elements are those at 16 lane + k, four neighbours by a lane at a time.
+// Stores a span of a row of `count` whose elements are at 16 lane + k, 16 bytes a lane at a time.
 __device__ __forceinline__ void store_span(f32* y, const f32 (&e)[SPAN_EACH], f32* stage, u32 first, u32 count) {
     const u32 lane = threadIdx.x % 32;
     float4* at = reinterpret_cast<float4*>(stage + 16 * lane + lane / 2 * 4);
@@ -323,7 +323,7 @@ __device__ __forceinline__ void store_span(f32* y, const f32 (&e)[SPAN_EACH], f3
     __syncwarp();
 }
 
-// An element of the key and value cache.
+// Element type of the key and value cache.
 #ifdef CACHE_F16
 typedef u16 Cache;
 __device__ __forceinline__ Cache to_cache(f32 v) { return to_f16(v); }
@@ -334,22 +334,22 @@ __device__ __forceinline__ Cache to_cache(f32 v) { return v; }
 __device__ __forceinline__ f32 from_cache(Cache v) { return v; }
 #endif
 
-// Where a linear layer's result goes: adds the bias, and what is there already when it accumulates.
+// Stores a linear layer's result: adds the bias and, if params.accumulate, the value that is there already.
 __device__ __forceinline__ void store_linear(f32* y, const f32* bias, u32 token, u32 n, f32 v, const LinearParams& params) {
     f32* at = y + (u64)token * params.y_stride + params.y_offset + n;
     if (bias) v += bias[n];
     *at = params.accumulate ? *at + v : v;
 }
 
-// Where a kernel leaves its output rows as matrices take them as well; null: nowhere. By spans as rows of `cols` f16 or bf16
-// (dtype), or, with cols 0, in the order of pq_matmul_tiles (see pack_rows.cu), for codes of 1 << log_d inputs that fill
-// their tiles; the kernel is then launched for as many rows as there are columns for.
+// A second copy of a kernel's output rows in the layout that the next matrix multiplies; `at` null: none. With `cols`, rows
+// of `cols` f16 or bf16 (dtype), by store_span() only. With cols 0, the layout of pack_rows.cu, for codes of 1 << log_d
+// inputs that fill their tiles; the kernel is then launched for as many rows as the layout has columns.
 struct Packed {
     uint4* at;
     u32 groups, split, log_d;
     u32 cols, dtype;
 
-    // Inputs first .. first + 7 of a row, in tiles.
+    // Stores inputs first .. first + 7 of a row in the layout of pack_rows.cu.
     __device__ __forceinline__ void store(u32 row, u32 first, const f32 (&v)[8]) const {
         const u32 tile = first >> (6 + log_d), t = first >> (4 + log_d) & 3, piece = (first >> 3) & ((2 << log_d) - 1);
         const u32 column = split ? 2 * row : row;
@@ -364,7 +364,7 @@ struct Packed {
         if (split) to[4] = make_uint4(low[0], low[1], low[2], low[3]);
     }
 
-    // A thread block stores `count` inputs of a row from `first` on, multiples of 8; value(i) is input first + i.
+    // Stores `count` inputs of a row from `first` on, by a thread block; both multiples of 8; value(i) is input first + i.
     template <class Value>
     __device__ __forceinline__ void store_all(u32 row, u32 first, u32 count, Value value) const {
         for (u32 i = threadIdx.x * 8; i < count; i += blockDim.x * 8) {
@@ -375,7 +375,7 @@ struct Packed {
         }
     }
 
-    // A warp stores a span whose elements are those at 16 lane + k, of a row of `count`.
+    // Stores a span of a row of `count` whose elements are at 16 lane + k, by a warp.
     __device__ __forceinline__ void store_span(u32 row, const f32 (&e)[SPAN_EACH], u32 first, u32 count) const {
 #pragma unroll
         for (u32 half = 0; half < SPAN_EACH; half += 8) {

@@ -1,9 +1,9 @@
-// Rows of a matrix on their way to codes, around the search in kmeans.cu: prepare rotates and scales them, row_errors
-// sums what is lost, pack writes the codes as a file has them. Every sum that decides a byte is made in the order of
-// src/pq/quantize.rs and no product is fused into a sum, so the bytes are the CPU's. Memory bounds all three: 11 bytes
-// a weight, 20 ms for 8e9 weights on an H200, a twentieth of what the copy from the host takes.
+// Around the search of kmeans.cu: prepare rotates and scales a matrix's rows, row_errors sums the squared error, pack writes
+// the codes in the file's layout. A block a row. Every sum that decides a byte runs in the order of src/pq/quantize.rs and no
+// product is fused into a sum, so the bytes are the CPU's.
+// Bound: memory, 11 bytes a weight: 20 ms for 8e9 weights on an H200, a twentieth of the copy from the host.
 
-// What a row is divided by, as numbered by the host.
+// What a row is divided by; the host uses the same numbers.
 enum Scale { NONE = 0, RMS = 1, ABS_MAX = 2 };
 
 __device__ __forceinline__ f32 load_weight(const void* source, u32 dtype, u64 i) {
@@ -12,11 +12,11 @@ __device__ __forceinline__ f32 load_weight(const void* source, u32 dtype, u64 i)
     return dtype == F16 ? from_f16(half) : from_bf16(half);
 }
 
-// Elements that are rotated at a time: a multiple of every rotation's block, and of the eight sums.
+// Elements rotated at a time: a multiple of every rotation block and of the eight partial sums.
 constexpr u32 PIECE = 2048;
 
-// Grid: (rows). `out` gets the rotated and scaled row, `squares` the sum of squares before it was scaled; `bad` the
-// lowest row that has a weight or a scale that is not finite.
+// Grid: (rows). `out` gets the rotated and scaled row, `squares` its sum of squares before scaling, `bad` the lowest row whose
+// weights or scale are not all finite.
 KERNEL BOUNDS(256) prepare(const void* source, f32* out, u16* scales, double* squares, u32* bad, u32 cols, u32 dtype,
                            u32 rotate, f32 norm, u32 scale) {
     __shared__ f32 piece[PIECE];
@@ -78,8 +78,8 @@ KERNEL BOUNDS(256) prepare(const void* source, f32* out, u16* scales, double* sq
     for (u32 i = threadIdx.x; i < cols; i += 256) out[row + i] = __fmul_rn(out[row + i], inverse);
 }
 
-// Grid: (rows). The squared error of each row, in the units of the matrix: codes `[rows, subspaces]`, centroids
-// `[codebooks, k, d]`, `group` subspaces to a codebook.
+// Grid: (rows). `errors` gets the squared error of each row, in the matrix's units. codes `[rows, subspaces]`, centroids
+// `[codebooks, k, d]`, `group` subspaces a codebook.
 KERNEL BOUNDS(256) row_errors(const f32* weights, const u16* codes, const f32* centroids, const u16* scales,
                               const double* squares, double* errors, u32 cols, u32 d, u32 k, u32 group, u32 scale) {
     __shared__ double sums[256];
@@ -106,7 +106,7 @@ KERNEL BOUNDS(256) row_errors(const f32* weights, const u16* codes, const f32* c
     errors[blockIdx.x] = unit == 0 ? squares[blockIdx.x] : sums[0] * unit * unit;
 }
 
-// Grid: (rows). Each row's codes, `bits` each, lowest bits first.
+// Grid: (rows). Packs each row's codes, `bits` each, lowest bits first.
 KERNEL BOUNDS(256) pack(const u16* codes, unsigned char* out, u32 subspaces, u32 row_bytes, u32 bits) {
     wait_inputs();
     const u16* row = codes + (u64)blockIdx.x * subspaces;

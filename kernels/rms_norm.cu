@@ -1,11 +1,8 @@
-// y = (weight + weight_offset) * x / sqrt(mean(x^2) + eps) per row, rotated. Grid: (rows, parts of a row): a block reads all
-// of a row for the sum, and makes its part, of whole rotation blocks, which stays in shared memory between the product
-// and the rotation. A few rows are many small blocks, of which one fits beside a block of pq_rows.cu or pq_matvec.cu, so
-// that they wait on all multiprocessors for those to end. Blocks of whole rows began on the first that were free,
-// several on one, which took 2.2 us longer for each. By version, llama3-8b at 2-256 by 4 / 8 / 16 sequences on an H200:
-// whole rows by 1,024 threads 1,605 / 2,859 / 4,478 tok/s; by 512 1,441 / 2,566; by 256 1,701 / 2,191; halves of rows by 256
-// 1,760 / 2,489 / 4,431; parts of 1,024 elements 1,791 / 3,153 / 4,551; of 512 1,807 / 3,182 / 4,711, and by 128 threads 1,715 /
-// 3,052 / 4,645.
+// y = (weight + weight_offset) * x / sqrt(mean(x^2) + eps) per row, rotated. Grid: (rows, parts of a row). A block reads the
+// whole row for the sum and computes its part, of whole rotation blocks, in shared memory. A few rows become many small
+// blocks, one of which fits beside a block of pq_rows.cu or pq_matvec.cu: they start on all multiprocessors at once and wait
+// for those kernels to end. Blocks of whole rows would gather on the first free ones. Bound: latency. H200, one row of
+// 4,096: 2.8 us. Versions: docs/log/cuda-batch.md.
 KERNEL BOUNDS(1024) rms_norm(const f32* x, const f32* weight, f32* y, RmsNormParams params,
                               Packed packed = {}) {
     f32* part = reinterpret_cast<f32*>(phase_shared()); // element first + i of the row at padded(i)
@@ -42,7 +39,7 @@ KERNEL BOUNDS(1024) rms_norm(const f32* x, const f32* weight, f32* y, RmsNormPar
     packed.store_all(blockIdx.x, first, count, [&](u32 i) { return part[padded(i)] * scale; });
 }
 
-// The same for many rows: a block a row, its warps spans in registers; 512 rows of 4,096 took the kernel above 12.4 us.
+// The same for many rows. Grid: (rows); a warp holds a span of the row in registers. H200, 512 rows of 4,096: 8.1 us.
 KERNEL BOUNDS(512) rms_norm_rows(const f32* x, const f32* weight, f32* y, RmsNormParams params, Packed packed = {}) {
     const u32 warp = threadIdx.x / 32, onward = blockDim.x / 32 * SPAN, row = blockIdx.x;
     f32* stage = reinterpret_cast<f32*>(phase_shared()) + warp * SPAN_STAGE;

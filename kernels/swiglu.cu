@@ -1,5 +1,6 @@
-// y = silu(gate) * up per row, rotated. For few rows a thread block takes a rotation block, or 512 elements, in little code,
-// which is cold every time: by spans 1 row takes 2.8 us, so 2.3. Grid: (units of the row, rows).
+// y = silu(gate) * up per row, rotated, for few rows. Grid: (units of the row, rows). A block takes a rotation block, or 512
+// elements, in short code, because its instructions are cold every time.
+// Bound: latency. H200, one row of 14,336: 2.3 us. Versions: docs/log/cuda-prefill.md.
 KERNEL swiglu(const f32* x, f32* y, SwiGluParams params, Packed packed = {}) {
     __shared__ __align__(16) f32 stage[SPAN_STAGE];
     release_next();
@@ -17,8 +18,8 @@ KERNEL swiglu(const f32* x, f32* y, SwiGluParams params, Packed packed = {}) {
     packed.store_all(blockIdx.y, first, count, [&](u32 i) { return stage[padded(i)]; });
 }
 
-// The same for many rows, a warp a span: 25 us for 512 rows of 14,336 on an H200, 72 % of peak, where the kernel above takes
-// 54. Grid: (blocks of the row, rows).
+// The same for many rows, a warp a span. Grid: (blocks of the row, rows). Bound: memory. H200, 512 rows of 14,336: 25 us, 72
+// % of peak.
 KERNEL swiglu_rows(const f32* x, f32* y, SwiGluParams params, Packed packed = {}) {
     release_next();
     wait_inputs();

@@ -1,19 +1,19 @@
-// The k largest values of a row with their places, largest first, the lower place among equals: what a sampler with a
-// top-k needs of the logits, instead of all of them. One block selects by radix: every value with its place is a
-// 64-bit number unlike any other, and each pass over the row fixes 8 of its bits, until a digit is met exactly. A row
-// of 128,256 takes 4 passes through L2, unless many values are equal.
+// The k largest values of a row with their indices, largest first, the lower index among equals: what top-k sampling needs of
+// the logits, instead of all of them. One block, radix selection: each value and its index form a unique 64-bit key, and
+// each pass over the row fixes 8 of the k-th key's bits, until a digit separates exactly k. Bound: latency of the passes; a row
+// of 128,256 takes 4 through L2 unless many values are equal.
 
-// Values at most.
+// The largest k.
 constexpr u32 MOST = 1024, THREADS = 1024;
 
-// Grows with the value, and falls with the place; NaN above all, so that it is found.
+// A key that grows with the value and falls with the index. NaN is above all, so that the sampler sees it.
 __device__ __forceinline__ u64 key_of(f32 value, u32 place) {
     const u32 bits = __float_as_uint(value + 0.f);
     const u32 ordered = value != value ? ~0u : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     return (u64)ordered << 32 | (u32)~place;
 }
 
-// Grid: (1). `found` gets k places, then k values; k is at most MOST and dim.
+// Grid: (1). `found` gets k indices, then k values; k is at most MOST and dim.
 KERNEL BOUNDS(THREADS) top_k(const f32* x, u32* found, u32 dim, u32 k) {
     __shared__ u32 counts[256], left, digit;
     __shared__ bool exact;
@@ -21,7 +21,7 @@ KERNEL BOUNDS(THREADS) top_k(const f32* x, u32* found, u32 dim, u32 k) {
     wait_inputs();
     u64 prefix = 0;
     u32 shift = 64, need = k;
-    // The k-th largest number begins with the bits of `prefix` above `shift`; `need` of those that do are wanted.
+    // Above `shift` the k-th largest key has the bits of `prefix`; `need` of the keys that share them are wanted.
     do {
         shift -= 8;
         if (threadIdx.x < 256) counts[threadIdx.x] = 0;
@@ -47,7 +47,7 @@ KERNEL BOUNDS(THREADS) top_k(const f32* x, u32* found, u32 dim, u32 k) {
         const u64 key = key_of(x[i], i);
         if (key >> shift >= prefix) keys[atomicAdd(&left, 1)] = key;
     }
-    // Bitonic: falling.
+    // Bitonic sort, descending.
     for (u32 size = 2; size <= MOST; size *= 2) {
         for (u32 apart = size / 2; apart; apart /= 2) {
             __syncthreads();

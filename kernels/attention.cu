@@ -2,8 +2,8 @@
 // Causal attention of many rows of a segment (prefill), flash-attention style: 64 rows of one head against tiles of
 // positions, both products on tensor cores, online softmax in f32. Grid: (row tiles, heads, segments). The output is not
 // rotated (Hadamard). A warp has 16 rows. q, k and v tiles are in shared memory, rows padded by 16 bytes so that ldmatrix
-// has no bank conflicts. A tile of v is loaded during the scores' product, the next tile of k during the output's. Bound:
-// compute, 178 TFLOP/s. H200, 512 rows at position 4,096: 193 us for 32 heads of 128, 327 us for 16 of 256. Versions:
+// has no bank conflicts. A tile of v is loaded during the scores' product, the next tile of k during the output's.
+// Bound: compute, 178 TFLOP/s. H200, 512 rows at position 4,096: 193 us for 32 heads of 128, 327 us for 16 of 256. Versions:
 // docs/log/cuda-prefill.md.
 constexpr u32 WARPS = 4, THREADS = WARPS * 32, TILE_Q = 16 * WARPS, TILE_P = HEAD_DIM <= 128 ? 64 : 32;
 constexpr u32 PITCH = HEAD_DIM + 8; // f16 elements of a padded row
@@ -25,8 +25,8 @@ __device__ __forceinline__ f32 power_of_2(f32 x) {
     return y;
 }
 
-// Begins to copy positions p0 .. p0 + TILE_P - 1 of one head's `count` keys or values to shared memory; past the end the last
-// one again.
+// Begins to copy positions p0 .. p0 + TILE_P - 1 of one head's `count` keys or values to shared memory; past the end the
+// last one again.
 __device__ __forceinline__ void fetch(u16* tile, const u16* cache, u32 p0, u32 count) {
 #pragma unroll 4
     for (u32 i = threadIdx.x; i < TILE_P * HEAD_DIM / 8; i += THREADS) {

@@ -1,9 +1,9 @@
 // Attention of few rows: the cache's elements, and a warp's share of a KV split in f32 FMAs, for any cache type and head
 // length. attention_tiles.cuh does the same on tensor cores.
 //
-// A head is LANES lanes of EACH elements, so a warp works on 32 / LANES positions at once. Every lane keeps a running maximum,
-// sum and output for its positions: a position costs log2 LANES shuffles a head, and lanes exchange nothing else until the
-// end. ROUNDS positions are processed together; the next ones are loaded as soon as these are used up.
+// A head is LANES lanes of EACH elements, so a warp works on 32 / LANES positions at once. Every lane keeps a running
+// maximum, sum and output for its positions: a position costs log2 LANES shuffles a head, and lanes exchange nothing else
+// until the end. ROUNDS positions are processed together; the next ones are loaded as soon as these are used up.
 // Constants: HEAD_DIM, CACHE_F16, and for few rows GROUP, the query heads processed together.
 
 constexpr int EACH = 8;
@@ -82,8 +82,8 @@ struct Stretch {
     __device__ __forceinline__ bool is_own(u32 position) const { return position == cached && position < end; }
 };
 
-// Partial softmax of one element of a head: the largest score, and relative to it the sum of the weights and the weighted sum
-// of the values. Scores are logarithms to base 2.
+// Partial softmax of one element of a head: the largest score, and relative to it the sum of the weights and the weighted
+// sum of the values. Scores are logarithms to base 2.
 struct Joined { f32 peak, total, value; };
 
 // Joins `count` partial results of four neighbouring elements. Lanes l, l + 8, l + 16 and l + 24 take the results in turn,

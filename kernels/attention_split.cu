@@ -1,8 +1,8 @@
 // Causal attention of few rows (decode), each over its slot's cache, split over the positions (flash-decoding).
 //
-// attention_split: a block takes one row, GROUP query heads that share a key/value head, and one KV split, whose positions its
-// warps share (attention_tiles.cuh, attention_lanes.cuh). Grid: (heads / GROUP, rows, SPLITS). The row's position, read on the
-// device, decides how many of the SPLITS work: one recorded launch serves every position.
+// attention_split: a block takes one row, GROUP query heads that share a key/value head, and one KV split, whose positions
+// its warps share (attention_tiles.cuh, attention_lanes.cuh). Grid: (heads / GROUP, rows, SPLITS). The row's position, read
+// on the device, decides how many of the SPLITS work: one recorded launch serves every position.
 // attention_combine: joins the splits, multiplies by the gate, rotates. A block a rotation block.
 // Bound: latency with few positions, memory with many. H200, llama3-8b: 7.9 / 12.9 us at position 512 / 4,096, both kernels.
 // Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16.

@@ -1,12 +1,12 @@
-// Attention of one row as a phase of the persistent decode kernel (step.cu): from the raw outputs of the q, k, v projections,
-// norm and RoPE included, to the attention's output. The output is not rotated (Hadamard), but multiplied by the rotation's
-// signs where the next matrix's kernel does the rest.
+// Attention of one row as a phase of the persistent decode kernel (step.cu): from the raw outputs of the q, k, v
+// projections, norm and RoPE included, to the attention's output. The output is not rotated (Hadamard), but multiplied by
+// the rotation's signs where the next matrix's kernel does the rest.
 //
-// A block takes some query heads that share a key/value head, and one KV split (a range of positions). With few positions there
-// is one split and a block takes one head; with many, GROUP heads, and the last block to finish joins the splits of its heads.
-// A block's warps share its positions (attention_tiles.cuh, attention_lanes.cuh) and synchronize once at the end. The row's own
-// key is prepared by every block that needs it and written by one. What does not depend on the previous phase is loaded
-// before the grid barrier: the first positions of the cache, the norms' weights, RoPE's sines.
+// A block takes some query heads that share a key/value head, and one KV split (a range of positions). With few positions
+// there is one split and a block takes one head; with many, GROUP heads, and the last block to finish joins the splits of
+// its heads. A block's warps share its positions (attention_tiles.cuh, attention_lanes.cuh) and synchronize once at the end.
+// The row's own key is prepared by every block that needs it and written by one. What does not depend on the previous phase
+// is loaded before the grid barrier: the first positions of the cache, the norms' weights, RoPE's sines.
 //
 // Bound: up to some 300 positions a chain of latencies and what one multiprocessor can load; beyond, memory at 4.4 TB/s plus
 // 6 us a phase. H200, llama3-8b (32 / 8 heads of 128): 6.4, 11.4 and 23.0 us after 190, 4,200 and 16,500 positions.
@@ -34,8 +34,8 @@ struct Block {
     __align__(16) Cache own[2][DIM];        // the row's own key and value
 };
 
-// One head of the row, prepared by one warp: a query (the first `count` warps), the key or the value. A lane has PAIRS pairs of
-// elements that RoPE rotates against each other; pairs beyond rotary_dim, and the value's, keep their elements.
+// One head of the row, prepared by one warp: a query (the first `count` warps), the key or the value. A lane has PAIRS pairs
+// of elements that RoPE rotates against each other; pairs beyond rotary_dim, and the value's, keep their elements.
 struct Head {
     static constexpr u32 PAIRS = DIM / 64;
     const u32 lane = threadIdx.x & 31, task = threadIdx.x >> 5, count;

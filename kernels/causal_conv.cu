@@ -1,7 +1,7 @@
 // Depthwise causal convolution over the rows of a segment, then SiLU; the state carries the last inputs to the next batch.
-// Grid: (channels / block, segments, pieces of a segment). A thread takes a channel of PIECE rows and reads the taps before its
-// first row from x, or from the state where they belong to an earlier batch. If a segment is one piece the kernel updates the
-// state; otherwise causal_conv_state does in a launch of its own, since pieces would race with it.
+// Grid: (channels / block, segments, pieces of a segment). A thread takes a channel of PIECE rows and reads the taps before
+// its first row from x, or from the state where they belong to an earlier batch. If a segment is one piece the kernel
+// updates the state; otherwise causal_conv_state does in a launch of its own, since pieces would race with it.
 // Bound: latency for one row, 1.7 us on an H200 (qwen3.5-9b); memory for 512, 37 us.
 
 constexpr int TAPS = CONV_KERNEL, PIECE = CONV_PIECE;

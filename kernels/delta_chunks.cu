@@ -6,8 +6,8 @@
 //
 // delta_chunks: goes through a segment's chunks in order. A pair of warps holds 16 columns of S, each warp half of the keys,
 // transposed, in tensor-core accumulators: an accumulator's layout is an operand's in the next product, so S never leaves
-// registers. Both warps multiply their part of S by keys and queries; one then computes W, the other Y. The right operands are
-// copied to shared memory by cp.async, some stages ahead, in the order of use; the barrier of a stage also serves the
+// registers. Both warps multiply their part of S by keys and queries; one then computes W, the other Y. The right operands
+// are copied to shared memory by cp.async, some stages ahead, in the order of use; the barrier of a stage also serves the
 // exchange of partial sums and W.
 //
 // Numbers are pairs of bf16 (high, low): 16 bits of precision, the range of f32; a product is three mma. With elements of

@@ -1,7 +1,7 @@
 // The gated delta rule, row by row (formulas: src/backend/cpu/delta_rule.rs). Grid: (value_dim / 32, value_heads, segments).
-// A column of S needs no other column: LANES lanes hold a column, KEY_DIM / LANES elements each, in registers through all rows
-// of a segment. That costs two shuffled sums a row and no barrier. Eight columns a warp make every access to S a whole 32-byte
-// sector. The next row is loaded meanwhile.
+// A column of S needs no other column: LANES lanes hold a column, KEY_DIM / LANES elements each, in registers through all
+// rows of a segment. That costs two shuffled sums a row and no barrier. Eight columns a warp make every access to S a whole
+// 32-byte sector. The next row is loaded meanwhile.
 // Bound: latency. H200, qwen3.5-9b: 4.6 us for one row; from 16 rows on delta_chunks.cu is faster. Versions:
 // docs/log/cuda-prefill.md.
 

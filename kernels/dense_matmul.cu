@@ -1,6 +1,8 @@
 // y = W x for dense W [out, in] and few rows of x, in f32. A warp takes WARP_ROWS rows of W, each lane 16 bytes of each at a
 // time, so that W is read once whatever the number of rows of x. One row goes to dense_row.cu; many go to cuBLAS, for which
-// to_half converts x, and add_bias finishes y. Bound: memory. Constants: DENSE_DTYPE, DENSE_TOKENS.
+// to_half converts x, and add_bias finishes y.
+// Bound: memory.
+// Constants: DENSE_DTYPE, DENSE_TOKENS.
 
 #ifdef DENSE_TOKENS
 constexpr int TOKENS = DENSE_TOKENS, WARP_ROWS = 4;

@@ -1,11 +1,12 @@
 // y = W x for dense W [out, in] and one row of x, in f32: a launch of its own, or a phase of the persistent decode kernel.
 //
-// One block a multiprocessor, rows divided evenly, one warp a row. Every lane has DEPTH loads of 16 bytes in flight and issues
-// the next one as it uses one, across the ends of rows: 64 KiB a multiprocessor, also while it waits for its inputs. x is
-// staged in shared memory and, where `norm` is given, normalised: the weights are applied there, the scale, being linear, to
-// the sums.
+// One block a multiprocessor, rows divided evenly, one warp a row. Every lane has DEPTH loads of 16 bytes in flight and
+// issues the next one as it uses one, across the ends of rows: 64 KiB a multiprocessor, also while it waits for its inputs.
+// x is staged in shared memory and, where `norm` is given, normalised: the weights are applied there, the scale, being
+// linear, to the sums.
 // Bound: memory alone. H200, f16, [28672 x 4096] cold: 53.8 us, 91 % of peak; llama3-8b in the persistent kernel 245 tok/s.
-// Versions: docs/log/cuda-decode.md. Constants: DENSE_DTYPE.
+// Versions: docs/log/cuda-decode.md.
+// Constants: DENSE_DTYPE.
 
 constexpr u32 DEPTH = 8, WIDE = DENSE_DTYPE == F32 ? 4 : 8; // elements in 16 bytes
 constexpr u32 CHUNK = 32 * DEPTH;                           // loads of a row that a warp has in flight
@@ -43,8 +44,8 @@ __device__ __forceinline__ void prefetch_next(const char* next, const MatvecAhea
     for (u32 i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) prefetch_l2(from + i);
 }
 
-// Stages x, multiplied by the norm's weights, in `row`, with zeros up to whole chunks, and returns the norm's scale. Each block
-// stores its part of the normalised row in `prepared`.
+// Stages x, multiplied by the norm's weights, in `row`, with zeros up to whole chunks, and returns the norm's scale. Each
+// block stores its part of the normalised row in `prepared`.
 __device__ __forceinline__ f32 stage(f32* row, const Call& call) {
     const u32 in = call.in, end = (in + CHUNK * WIDE - 1) / (CHUNK * WIDE) * (CHUNK * WIDE);
     f32 sum = 0.f;
@@ -80,8 +81,8 @@ __device__ __forceinline__ void multiply(const Call& call) {
     const u32 last = (u64)out * (real_block() + 1) / real_grid();
     release_next();
     uint4 loads[DEPTH];
-    // The row and chunk being loaded. Past the last row the last one is loaded again, past a row's end its last 16 bytes, for
-    // which the staged x is zero.
+    // The row and chunk being loaded. Past the last row the last one is loaded again, past a row's end its last 16 bytes,
+    // for which the staged x is zero.
     u32 n = first, chunk = 0;
     const uint4* at = call.weight + (u64)min(n, max(last, 1u) - 1) * wide;
     auto load = [&](u32 d) { loads[d] = load_stream(at + min(chunk * CHUNK + d * 32 + lane, wide - 1)); };

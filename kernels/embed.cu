@@ -1,4 +1,5 @@
-// y[r] = table[tokens[r]], rotated back where the table is stored rotated. Grid: (rows). Bound: latency.
+// y[r] = table[tokens[r]], rotated back where the table is stored rotated. Grid: (rows).
+// Bound: latency.
 
 __device__ __forceinline__ void store_row(f32* row, f32* y, u32 dim, u32 rotate) {
     if (rotate) rotate_shared<true>(row, 0, dim, rotate);

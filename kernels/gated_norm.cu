@@ -1,6 +1,6 @@
 // y = weight * x / sqrt(mean(x^2) + eps) * silu(gate) per head, the row rotated. Grid: (parts, rows). A block takes an equal
-// part of a row, of whole heads and rotation blocks, a warp a head. Bound: latency for one row, 2.9 us on an H200
-// (qwen3.5-9b); memory for 512, 14 us.
+// part of a row, of whole heads and rotation blocks, a warp a head.
+// Bound: latency for one row, 2.9 us on an H200 (qwen3.5-9b); memory for 512, 14 us.
 KERNEL gated_norm(const f32* x, const f32* gate, const f32* weight, f32* y, GatedNormParams params) {
     f32* part = reinterpret_cast<f32*>(phase_shared()); // element i at padded(i)
     release_next();

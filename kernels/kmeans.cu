@@ -14,8 +14,8 @@ constexpr u32 TILE = 512, EACH = D <= 4 ? 4 : 2;
 // The most vectors that a codebook is trained on.
 constexpr u32 SAMPLE = 1 << 16;
 
-// A matrix [rows, cols] with `books` codebooks of `group` subspaces each; the first `full` subspaces have d columns. Samples of
-// neighbouring codebooks are `stride` vectors apart.
+// A matrix [rows, cols] with `books` codebooks of `group` subspaces each; the first `full` subspaces have d columns. Samples
+// of neighbouring codebooks are `stride` vectors apart.
 struct Shape {
     u32 rows, cols, subspaces, full, group, books, k, stride;
 
@@ -127,8 +127,8 @@ __device__ __forceinline__ u64 mix(u64 i) {
     return z ^ (z >> 31);
 }
 
-// Copies each codebook's training vectors to `[books, stride, d]`: all of them, or a fixed random sample. Grid: (books * chunks
-// of 256).
+// Copies each codebook's training vectors to `[books, stride, d]`: all of them, or a fixed random sample. Grid: (books *
+// chunks of 256).
 KERNEL BOUNDS(256) sample(const f32* weights, f32* vectors, Shape s) {
     wait_inputs();
     const u32 book = blockIdx.x % s.books, members = s.members(book);
@@ -188,8 +188,8 @@ KERNEL BOUNDS(256) assign_sample(const f32* vectors, const f32* centroids, u16* 
     }
 }
 
-// Moves each centroid that has vectors to their mean. Grid: (books, ceil(k / blockDim)). A thread a centroid goes through all
-// codes and adds its vectors in order.
+// Moves each centroid that has vectors to their mean. Grid: (books, ceil(k / blockDim)). A thread a centroid goes through
+// all codes and adds its vectors in order.
 KERNEL BOUNDS(256) update(const f32* vectors, const u16* codes, f32* centroids, u32* counts, Shape s) {
     constexpr u32 STRETCH = 2048;
     __shared__ __align__(16) u32 tile[STRETCH];

@@ -1,7 +1,8 @@
-// Packs rows of x as f16 in the order of mma.sync's B operand for pq_matmul_tiles and pq_rows: [code tile][8 columns][PAIRS
-// / 4] [lane] x 16 bytes. Lane (g, t) holds, of column g, the inputs that codes 16t .. 16t+15 of the tile multiply, so that
-// a warp's loads are 512 contiguous bytes. A column is a row of x, or, with `split`, a row's f16 and the next column its f16
-// remainder. Columns without a row and inputs beyond `in` are zero. A thread 16 bytes. Bound: memory.
+// Packs rows of x as f16 in the order of mma.sync's B operand for pq_matmul_tiles and pq_rows: [code tile][8 columns] [PAIRS
+// / 4][lane] x 16 bytes. Lane (g, t) holds, of column g, the inputs that codes 16t .. 16t+15 of the tile multiply, so that a
+// warp's loads are 512 contiguous bytes. A column is a row of x, or, with `split`, a row's f16 and the next column its f16
+// remainder. Columns without a row and inputs beyond `in` are zero. A thread 16 bytes.
+// Bound: memory.
 KERNEL pack_rows(const f32* x, uint4* packed, u32 rows, u32 in, u32 groups, u32 count, u32 split) {
     release_next();
     wait_inputs();

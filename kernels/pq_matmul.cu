@@ -1,5 +1,6 @@
-// y = W x for product-quantized W and many rows of x: pq_decode decodes the codes of a slab of W's rows to f16 scratch, which
-// cuBLAS multiplies. Also pq_tiles, which brings codes into the device's layout, and pq_reduce, which adds up split-K parts.
+// y = W x for product-quantized W and many rows of x: pq_decode decodes the codes of a slab of W's rows to f16 scratch,
+// which cuBLAS multiplies. Also pq_tiles, which brings codes into the device's layout, and pq_reduce, which adds up split-K
+// parts.
 
 #ifdef PQ_D
 // Transposes a 4 x 4 matrix over four lanes: lane t gets element t of each lane's four, in the order of the lanes.
@@ -28,8 +29,9 @@ __device__ __forceinline__ u32 times(u32 pair, u32 scale) {
 }
 
 // Decodes W's rows `first .. first + rows` to f16 [rows, in]. Grid: (blocks). Warps take a slab's tiles in turn, with the
-// codes of AHEAD tiles in flight; four lanes write 64 contiguous bytes. Bound: the stores, half of the time. H200, [4096 x
-// 4096] at 2-256 (33 MB of f16): 15.1 us. Versions: docs/log/cuda-prefill.md.
+// codes of AHEAD tiles in flight; four lanes write 64 contiguous bytes.
+// Bound: the stores, half of the time. H200, [4096 x 4096] at 2-256 (33 MB of f16): 15.1 us. Versions:
+// docs/log/cuda-prefill.md.
 KERNEL BOUNDS(256, PAIRS <= 16 ? 2 : 1)
 pq_decode(const u32* codes, const u32* codebooks, const u16* scales, u16* w_out, u32 first, u32 rows, u32 in,
           u32 code_tiles, u32 group) {
@@ -139,7 +141,8 @@ KERNEL pq_tiles(const unsigned char* rows, u32* tiles, u32 first, u32 count, u32
 }
 #else
 
-// y = scales * sum over k of partial[k], plus bias and residual. Grid: (out / 32, rows); 8 warps share the parts of 32 outputs.
+// y = scales * sum over k of partial[k], plus bias and residual. Grid: (out / 32, rows); 8 warps share the parts of 32
+// outputs.
 KERNEL pq_reduce(const f32* partial, const u16* scales, const f32* bias, f32* y, u32 out, u32 parts, LinearParams params) {
     release_next();
     wait_inputs();

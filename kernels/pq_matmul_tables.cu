@@ -1,15 +1,15 @@
 // y = W x for product-quantized W and some rows of x, by tables of products: the method of the paper (arXiv 2605.04084).
 // Grid: (row groups, token groups, splits).
 //
-// For each sub-vector of x a table in shared memory holds its products with all centroids, for TOKENS rows of x side by side;
-// an output is the sum of the table entries that its row's codes select. Sums stay in registers until the columns are done
-// (output-stationary), columns are split over the grid (split-K, pq_reduce adds up), and one of two buffers is filled while
-// the other is read. A lane's codes i of a tile belong to four sub-vectors, one for each lane % 4, so an iteration needs four
-// tables. f32 throughout. No specialisation for K above 2048: four tables of one row would not fit.
+// For each sub-vector of x a table in shared memory holds its products with all centroids, for TOKENS rows of x side by
+// side; an output is the sum of the table entries that its row's codes select. Sums stay in registers until the columns are
+// done (output-stationary), columns are split over the grid (split-K, pq_reduce adds up), and one of two buffers is filled
+// while the other is read. A lane's codes i of a tile belong to four sub-vectors, one for each lane % 4, so an iteration
+// needs four tables. f32 throughout. No specialisation for K above 2048: four tables of one row would not fit.
 //
-// Bound: reads of 32 bytes from random banks. A table costs 2 D K operations a row of x, as much as K / 2 rows of W save, so it
-// pays from some thousand rows of W on. H200, a llama3-8b layer's matrices at 2-256 by 4 rows: 1,831 us, pq_rows.cu 46.9. Kept
-// for comparison only.
+// Bound: reads of 32 bytes from random banks. A table costs 2 D K operations a row of x, as much as K / 2 rows of W save, so
+// it pays from some thousand rows of W on. H200, a llama3-8b layer's matrices at 2-256 by 4 rows: 1,831 us, pq_rows.cu 46.9.
+// Kept for comparison only.
 
 constexpr int TOKENS = TABLES_TOKENS, WARPS = 8, MT = BITS <= 8 ? 4 : 2;
 constexpr u32 K = 1u << BITS, ENTRY_LOG_OF_TOKENS = TOKENS == 8 ? 5 : TOKENS == 4 ? 4 : TOKENS == 2 ? 3 : 2;

@@ -1,16 +1,16 @@
-// y = W x for product-quantized W and some rows of x, on tensor cores: a lane looks up its codes straight into the A operand of
-// mma.sync, so decoded weights exist in registers only.
+// y = W x for product-quantized W and some rows of x, on tensor cores: a lane looks up its codes straight into the A operand
+// of mma.sync, so decoded weights exist in registers only.
 //
-// x comes packed (pack_rows.cu), a column a row of x, or two where TILES_SPLIT. A block multiplies ROW_TILES tiles of W's rows
-// by NT x 8 columns of x: its warps divide the rows (WARP_ROWS), then the codes of a row (WARP_CODES). Work is cut into units,
-// a block's rows by WARP_CODES code tiles, and every block gets the same number of consecutive units, whole outputs or parts
-// of them (stream-K), so that no wave of blocks is half empty. Codes and x of the next units are copied to shared memory
-// meanwhile (cp.async, STAGES deep). The last block to finish an output adds up its parts in the order of the blocks:
+// x comes packed (pack_rows.cu), a column a row of x, or two where TILES_SPLIT. A block multiplies ROW_TILES tiles of W's
+// rows by NT x 8 columns of x: its warps divide the rows (WARP_ROWS), then the codes of a row (WARP_CODES). Work is cut into
+// units, a block's rows by WARP_CODES code tiles, and every block gets the same number of consecutive units, whole outputs
+// or parts of them (stream-K), so that no wave of blocks is half empty. Codes and x of the next units are copied to shared
+// memory meanwhile (cp.async, STAGES deep). The last block to finish an output adds up its parts in the order of the blocks:
 // deterministic.
 //
-// Bound: up to 16 columns by what a multiprocessor gets from L2, codes and x together, some 25 bytes a clock; so a block takes
-// 128 rows of W, enough that x is read seldom and few enough that parts stay small. With more columns by the 32 words a clock
-// of shared memory: a tile of 1 KB is 32 lookups, 16 words in and out for its codes, and 32 NT / MT for x.
+// Bound: up to 16 columns by what a multiprocessor gets from L2, codes and x together, some 25 bytes a clock; so a block
+// takes 128 rows of W, enough that x is read seldom and few enough that parts stay small. With more columns by shared
+// memory: a tile of 1 KB of codes costs a warp 32 lookups, 16 accesses for the codes' way in and out, and 32 NT / MT for x.
 // H200, a llama3-8b layer's matrices at 2-256: 61.5 us by 4 rows, 103 by 16, 786 by 512. Versions: docs/log/cuda-batch.md.
 
 constexpr int MT = TILES_MT, NT = TILES_NT, STAGES = TILES_STAGES; // row tiles and 8-column groups of a warp

@@ -6,10 +6,10 @@
 // columns, so that no precision is lost. A block owns a contiguous range of row tiles, its warps share the columns. x is
 // brought into the operand's order once a block. The warps' sums meet in shared memory: no atomics, no memset,
 // deterministic. Each lane has four tiles of codes in flight; the first ones and the table are loaded before wait_inputs().
-// At most 112 registers, so that a block of the next kernel fits beside (BOUNDS_ALONE). Bound: memory and table lookups, as
-// in pq_row.cu. H200, qwen3.5-9b at 2-256: 430 tok/s. Versions: docs/log/cuda-decode.md.
+// At most 112 registers, so that a block of the next kernel fits beside (BOUNDS_ALONE).
+// Bound: memory and table lookups, as in pq_row.cu. H200, qwen3.5-9b at 2-256: 430 tok/s. Versions: docs/log/cuda-decode.md.
 //
-// pq_matvec: any other spec and any number of rows of x, in f32, codebooks through L1. Bound by the latency of lookups.
+// pq_matvec: any other spec and any number of rows of x, in f32, codebooks through L1. Not tuned.
 
 #ifdef PQ_REPLICAS
 constexpr u32 WARPS = PQ_WARPS;

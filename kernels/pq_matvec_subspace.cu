@@ -1,15 +1,13 @@
 // y = W x for W with a codebook per subspace (the paper's layout) and few rows of x.
 //
-// A block owns the 64 subspaces of a code tile and a range of row tiles. Its table in shared memory holds, for every code, 64
-// neighbouring entries, one a subspace. With one row of x an entry is the product of the centroid and its part of x, in f32, so
-// that a code costs one lookup and one addition. With more rows an entry is the centroid, and lookups give the A operand of
-// mma.sync as in pq_matvec.cu.
-// The 8 lanes with the same lane % 4 look up different codes of the same subspaces, which would conflict in a bank. So lane
-// (g, t) takes the codes of a group in the order i ^ g: at any time the 32 lanes look up 32 subspaces, whose entries lie in 32
-// banks (slot_of).
-// Several matrices that share x are one launch. Each block writes the sums over its columns to `partial`, and pq_sum_parts adds
-// them up: no atomics, no memset, deterministic. Each lane loads DEPTH tiles of codes and a part of the table before
-// wait_inputs().
+// A block owns the 64 subspaces of a code tile and a range of row tiles. Its table in shared memory holds, for every code,
+// 64 neighbouring entries, one a subspace. With one row of x an entry is the product of the centroid and its part of x, in
+// f32, so that a code costs one lookup and one addition. With more rows an entry is the centroid, and lookups give the A
+// operand of mma.sync as in pq_matvec.cu. The 8 lanes with the same lane % 4 look up different codes of the same subspaces,
+// which would conflict in a bank. So lane (g, t) takes the codes of a group in the order i ^ g: at any time the 32 lanes
+// look up 32 subspaces, whose entries lie in 32 banks (slot_of). Several matrices that share x are one launch. Each block
+// writes the sums over its columns to `partial`, and pq_sum_parts adds them up: no atomics, no memset, deterministic. Each
+// lane loads DEPTH tiles of codes and a part of the table before wait_inputs().
 // Bound: memory latency. H200, the four matrices of a llama3-8b layer at 2-256: 58.3 us with norms and SwiGLU, of which 40.4
 // are not adding up. Versions: docs/log/cuda-decode.md.
 
@@ -361,8 +359,8 @@ KERNEL pq_tables(const u32* codebooks, u32* tables, u32 subspaces) {
 }
 #else
 
-// Adds the column sums up to y: scales, bias, residual. A block takes a range of (token, row), one or several warps 32 of them
-// at a time. With one row of x and `gated` not null, `gated` gets silu(gate) * up of y's two halves.
+// Adds the column sums up to y: scales, bias, residual. A block takes a range of (token, row), one or several warps 32 of
+// them at a time. With one row of x and `gated` not null, `gated` gets silu(gate) * up of y's two halves.
 KERNEL BOUNDS(512, 2)
 pq_sum_parts(const __grid_constant__ Places places, const f32* bias, f32* y, const f32* partial, u32 parts,
              const __grid_constant__ LinearParams params, f32* gated) {

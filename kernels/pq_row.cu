@@ -1,21 +1,21 @@
 // y = W x for product-quantized W with one codebook and one row of x, as a phase of the persistent decode kernel (step.cu).
 // What precedes and follows the product is fused in, so a layer is four of these phases and what mixes positions.
 //
-// x. Every block needs all of x and prepares it for itself: an optional norm, then the Hadamard rotation, 512 elements (a span)
-// a warp. Of the 9 binary digits of an element's index registers cover the upper four, then, after an exchange through shared
-// memory, the lower four, and a shuffle the one between; warps wait for each other only for the norm's sum. The rotation's
-// signs are applied with the norm's weights, or by the phase that wrote x where there is no norm. x is then stored in the
-// order of mma.sync's B operand as f16 and f16 remainder, in two columns, so that no precision is lost.
+// x. Every block needs all of x and prepares it for itself: an optional norm, then the Hadamard rotation, 512 elements (a
+// span) a warp. Of the 9 binary digits of an element's index registers cover the upper four, then, after an exchange through
+// shared memory, the lower four, and a shuffle the one between; warps wait for each other only for the norm's sum. The
+// rotation's signs are applied with the norm's weights, or by the phase that wrote x where there is no norm. x is then
+// stored in the order of mma.sync's B operand as f16 and f16 remainder, in two columns, so that no precision is lost.
 //
-// Product. A block owns a contiguous range of row tiles, its warps share the columns. A lane looks up its 32 codes of a tile in
-// the table in shared memory, which gives the A operand as it is. Each lane has four tiles of codes in flight. First codes,
-// table and the norm's weights do not depend on the previous phase and are loaded before the grid barrier. The warps' sums
-// meet in shared memory: no atomics, no memset, deterministic.
+// Product. A block owns a contiguous range of row tiles, its warps share the columns. A lane looks up its 32 codes of a tile
+// in the table in shared memory, which gives the A operand as it is. Each lane has four tiles of codes in flight. First
+// codes, table and the norm's weights do not depend on the previous phase and are loaded before the grid barrier. The warps'
+// sums meet in shared memory: no atomics, no memset, deterministic.
 //
 // Sums. Scaled and added to a residual; or silu(gate) * up, where a block takes each gate row tile with its up row tile.
 //
 // Bound: memory and table lookups at once. Loads alone take 58 clocks a KB of codes and multiprocessor, lookups and mma 42;
-// here 57, because the first 64 KB are in L2 by then. H200, llama3-8b at 2-256: 538 tok/s. Versions:
+// here 57, because the first 64 KB are in L2 by then. H200, llama3-8b at 2-256: 537 tok/s. Versions:
 // docs/log/cuda-decode.md.
 
 constexpr u32 WARPS = PQ_WARPS, THREADS = WARPS * 32;
@@ -70,8 +70,8 @@ __device__ __forceinline__ void prefetch_next(const Call& call) {
 
 // ---- x ----
 
-// The rotation's signs for a lane's elements of the span that begins at `first`, a bit each. Those of a warp's first span are
-// the same for every matrix and are kept in row_signs.
+// The rotation's signs for a lane's elements of the span that begins at `first`, a bit each. Those of a warp's first span
+// are the same for every matrix and are kept in row_signs.
 __device__ __forceinline__ u32 signs_of(u32 first) {
     const bool keep = first == threadIdx.x / 32 * SPAN;
     const u32 kept = row_signs[threadIdx.x];
@@ -176,8 +176,8 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
     }
 }
 
-// Stages x of code tiles `first` to `first + tiles` unchanged. Codebook entries are padded to 2, 4 or 8 values, so some pairs
-// hold one value or none.
+// Stages x of code tiles `first` to `first + tiles` unchanged. Codebook entries are padded to 2, 4 or 8 values, so some
+// pairs hold one value or none.
 __device__ __forceinline__ void stage_plain(u32* stage, const Call& call, u32 first, u32 tiles) {
     const u32 in = call.in, count = tiles * WORDS;
     constexpr u32 BATCHED = 4;
@@ -306,7 +306,8 @@ KERNEL pq_matvec_shared(const Call& call) {
                     store_sums(acc[k], lane, [&](u32, u32 r, f32 v) { partial[warp * SUMS + (tile + k) * TILE_ROWS + r] = v; });
                 }
             }
-            // Sums the batch over the warps, 4 threads a row of y. Scales, biases and residuals are loaded before the barrier.
+            // Sums the batch over the warps, 4 threads a row of y. Scales, biases and residuals are loaded before the
+            // barrier.
             struct Target { f32* y; f32 before[2], scale[2]; u32 row, n; };
             auto target = [&](u32 i) {
                 const u32 r = paired ? i / TILE_ROWS * (2 * TILE_ROWS) + i % TILE_ROWS : i, j = batch + r / TILE_ROWS;

@@ -8,8 +8,8 @@
 // A block owns a contiguous range of row tiles, its warps share the columns: WARPS x PASSES code tiles, whose x stays in
 // registers for all of the block's rows. More columns take several rounds, and every block reads x: with few rows a block
 // pq_matmul_tiles.cu is faster, which tuning finds out (tune.rs). The warps' sums meet in shared memory: no atomics, no
-// memset, deterministic. First codes and table are loaded before wait_inputs(). At most 112 registers, so that a block of the
-// next kernel fits beside (BOUNDS_ALONE).
+// memset, deterministic. First codes and table are loaded before wait_inputs(). At most 112 registers, so that a block of
+// the next kernel fits beside (BOUNDS_ALONE).
 //
 // Bound: memory and table lookups up to 8 rows. H200, a llama3-8b layer's matrices at 2-256: 46.9 us by 4 rows, 86.9 by 16;
 // 3,182 tok/s by 8 sequences. Versions: docs/log/cuda-batch.md.
@@ -53,8 +53,8 @@ pq_rows(const u32* codes, const u32* codebook, const u16* scales, const f32* bia
     const u32 first = row_tiles * blockIdx.x / gridDim.x, count = row_tiles * (blockIdx.x + 1) / gridDim.x - first;
     release_next();
 
-    // A warp iterates over PASSES passes over the columns, AT_ONCE row tiles. A unit's codes for the next iteration are loaded
-    // as soon as the current ones are used up.
+    // A warp iterates over PASSES passes over the columns, AT_ONCE row tiles. A unit's codes for the next iteration are
+    // loaded as soon as the current ones are used up.
     struct { u32 begin, tile; } ahead = {0, 0};
     u32 units[UNITS][BITS] = {};
     auto fetch = [&](u32 unit) {

@@ -1,8 +1,8 @@
-// Product-quantized weights in device memory: tiles of 16 rows x 64 codes, [row tile][code tile][BITS planes].
-// Lane (g, t) of a warp owns codes 16t .. 16t+15 of rows g and g+8: 32 codes, BITS words, which are the A operand of mma.sync
-// once they are looked up. A tile's words lie in planes of 16 bytes a lane (then 8, then 4), so that every load of a warp is
-// contiguous. A row's codes lie back to back in its words. 6-bit codes lie in bytes instead, which one instruction extracts: 12
-// of a row's 16 in one byte each of its 3 words, the last four two bits at a time in what those bytes leave.
+// Product-quantized weights in device memory: tiles of 16 rows x 64 codes, [row tile][code tile][BITS planes]. Lane (g, t)
+// of a warp owns codes 16t .. 16t+15 of rows g and g+8: 32 codes, BITS words, which are the A operand of mma.sync once they
+// are looked up. A tile's words lie in planes of 16 bytes a lane (then 8, then 4), so that every load of a warp is
+// contiguous. A row's codes lie back to back in its words. 6-bit codes lie in bytes instead, which one instruction extracts:
+// 12 of a row's 16 in one byte each of its 3 words, the last four two bits at a time in what those bytes leave.
 // Constants: PQ_D, PQ_BITS.
 
 constexpr int BITS = PQ_BITS;
@@ -176,8 +176,8 @@ __device__ __forceinline__ void store_sums(const f32 (&acc)[NT][4], u32 lane, At
     }
 }
 
-// acc += a tile's weights times x, a few codes at a time to limit registers. IN_TURNS: two accumulators in turns, since an mma
-// waits for the previous one with the same accumulator.
+// acc += a tile's weights times x, a few codes at a time to limit registers. IN_TURNS: two accumulators in turns, since an
+// mma waits for the previous one with the same accumulator.
 template <int LOG, bool IN_TURNS = false, class Base>
 __device__ __forceinline__ void multiply_tile(f32 (&acc)[NT][4], const u32 (&w)[BITS], const u32 (&b)[NT][STEPS][2],
                                               u32 low, Base at) {
@@ -216,9 +216,9 @@ __device__ __forceinline__ char* table_start() {
 #endif
 
 #ifdef PQ_REPLICAS
-// The codebook in shared memory, each entry PQ_REPLICAS times side by side: with 128 bytes of copies no two lanes of a warp use
-// the same bank. PQ_SPREAD: entries lie 256 bytes apart and number 256 (64 entries four times), so that code_at gets the offset
-// of a code in a byte in one instruction.
+// The codebook in shared memory, each entry PQ_REPLICAS times side by side: with 128 bytes of copies no two lanes of a warp
+// use the same bank. PQ_SPREAD: entries lie 256 bytes apart and number 256 (64 entries four times), so that code_at gets the
+// offset of a code in a byte in one instruction.
 constexpr int REPLICAS = PQ_REPLICAS, COPIES_BYTES = REPLICAS * ENTRY_BYTES;
 __device__ constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
 constexpr int TABLE_LOG = SPREAD ? 8 : log2_of(COPIES_BYTES), TABLE_ENTRIES = SPREAD ? 256 : 1 << BITS;
@@ -243,7 +243,8 @@ __device__ __forceinline__ void fill_table(char* table, const u32* codebook) {
         uint4 v[BATCHED];
 #pragma unroll
         for (u32 k = 0; k < BATCHED; k++) {
-            // Past the end the last entry is loaded again: with a condition the compiler keeps the previous round's and spills.
+            // Past the end the last entry is loaded again: with a condition the compiler keeps the previous round's and
+            // spills.
             v[k] = value(min(first + k * blockDim.x, COUNT - 1));
         }
 #pragma unroll

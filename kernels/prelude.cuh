@@ -1,6 +1,6 @@
-// What every kernel shares: number types, conversions in PTX (NVRTC comes without cuda_fp16.h), reductions, the block Hadamard
-// rotation, and programmatic dependent launch. The parameter structs of ops.rs and the specialisation constants stand before
-// this text.
+// What every kernel shares: number types, conversions in PTX (NVRTC comes without cuda_fp16.h), reductions, the block
+// Hadamard rotation, and programmatic dependent launch. The parameter structs of ops.rs and the specialisation constants
+// stand before this text.
 
 typedef unsigned short u16;
 typedef unsigned long long u64;
@@ -8,8 +8,8 @@ typedef unsigned long long u64;
 #ifndef STEP
 #define KERNEL extern "C" __global__ void
 #define BOUNDS(...) __launch_bounds__(__VA_ARGS__)
-// Launch bounds of a kernel with one block a multiprocessor. With `room` it leaves registers for one block of the next kernel
-// (256 threads, 32 registers), which otherwise starts late, crowded on the first multiprocessors that are free.
+// Launch bounds of a kernel with one block a multiprocessor. With `room` it leaves registers for one block of the next
+// kernel (256 threads, 32 registers), which otherwise starts late, crowded on the first multiprocessors that are free.
 #if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1204
 #define BOUNDS_ALONE(threads, room) __maxnreg__((room) ? 57344 / (threads) : (threads) > 256 ? 65536 / (threads) : 255)
 #else
@@ -30,8 +30,8 @@ __device__ __forceinline__ char* phase_shared() { return dynamic_shared; }
 enum Dtype { F32 = 0, F16 = 1, BF16 = 2 };
 
 #ifndef STEP
-// Programmatic dependent launch (Hopper): a kernel may start while the previous one still runs. Only after wait_inputs() may it
-// read what an earlier kernel wrote, or write anything; weights may be read before it.
+// Programmatic dependent launch (Hopper): a kernel may start while the previous one still runs. Only after wait_inputs() may
+// it read what an earlier kernel wrote, or write anything; weights may be read before it.
 __device__ __forceinline__ void wait_inputs() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -265,8 +265,8 @@ __device__ __forceinline__ void butterflies(f32 (&e)[SPAN_EACH], u32 bit, u32 ro
     }
 }
 
-// Multiplies a span's blocks of `rotate` elements (at most 512; 0: none) by the Hadamard matrix (times sqrt(rotate)). Elements
-// come at 32 k + lane and are left at 16 lane + k.
+// Multiplies a span's blocks of `rotate` elements (at most 512; 0: none) by the Hadamard matrix (times sqrt(rotate)).
+// Elements come at 32 k + lane and are left at 16 lane + k.
 __device__ __forceinline__ void hadamard_span(f32 (&e)[SPAN_EACH], f32* stage, u32 rotate) {
     const u32 lane = threadIdx.x % 32;
     butterflies(e, 32, rotate);

@@ -1,6 +1,6 @@
 // Around the search of kmeans.cu: prepare rotates and scales a matrix's rows, row_errors sums the squared error, pack writes
-// the codes in the file's layout. A block a row. Every sum that decides a byte runs in the order of src/pq/quantize.rs and no
-// product is fused into a sum, so the bytes are the CPU's.
+// the codes in the file's layout. A block a row. Every sum that decides a byte runs in the order of src/pq/quantize.rs and
+// no product is fused into a sum, so the bytes are the CPU's.
 // Bound: memory, 11 bytes a weight: 20 ms for 8e9 weights on an H200, a twentieth of the copy from the host.
 
 // What a row is divided by; the host uses the same numbers.
@@ -15,8 +15,8 @@ __device__ __forceinline__ f32 load_weight(const void* source, u32 dtype, u64 i)
 // Elements rotated at a time: a multiple of every rotation block and of the eight partial sums.
 constexpr u32 PIECE = 2048;
 
-// Grid: (rows). `out` gets the rotated and scaled row, `squares` its sum of squares before scaling, `bad` the lowest row whose
-// weights or scale are not all finite.
+// Grid: (rows). `out` gets the rotated and scaled row, `squares` its sum of squares before scaling, `bad` the lowest row
+// whose weights or scale are not all finite.
 KERNEL BOUNDS(256) prepare(const void* source, f32* out, u16* scales, double* squares, u32* bad, u32 cols, u32 dtype,
                            u32 rotate, f32 norm, u32 scale) {
     __shared__ f32 piece[PIECE];

@@ -1,8 +1,8 @@
 // y = (weight + weight_offset) * x / sqrt(mean(x^2) + eps) per row, rotated. Grid: (rows, parts of a row). A block reads the
 // whole row for the sum and computes its part, of whole rotation blocks, in shared memory. A few rows become many small
 // blocks, one of which fits beside a block of pq_rows.cu or pq_matvec.cu: they start on all multiprocessors at once and wait
-// for those kernels to end. Blocks of whole rows would gather on the first free ones. Bound: latency. H200, one row of
-// 4,096: 2.8 us. Versions: docs/log/cuda-batch.md.
+// for those kernels to end. Blocks of whole rows would gather on the first free ones.
+// Bound: latency. H200, one row of 4,096: 2.8 us. Versions: docs/log/cuda-batch.md.
 KERNEL BOUNDS(1024) rms_norm(const f32* x, const f32* weight, f32* y, RmsNormParams params,
                               Packed packed = {}) {
     f32* part = reinterpret_cast<f32*>(phase_shared()); // element first + i of the row at padded(i)

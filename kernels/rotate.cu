@@ -1,5 +1,6 @@
 // y = R x per row (the block Hadamard rotation of src/pq/rotate.rs); x and y may be the same. Grid: (blocks of the row,
-// rows), a warp a span of 512 elements. Bound: memory for many rows, latency for few.
+// rows), a warp a span of 512 elements.
+// Bound: memory for many rows, latency for few.
 KERNEL rotate(const f32* x, f32* y, RotateParams params, Packed packed = {}) {
     release_next();
     wait_inputs();

@@ -2,13 +2,13 @@
 // program of phases with a grid barrier between them.
 //
 // A phase is a recorded launch: its arguments, and its grid, whose virtual blocks the real blocks divide among them. The
-// kernels' sources stand before this text, each in a namespace of its file's name; step.cuh makes them functions. The phases'
-// numbers (PHASE_...) come from the host.
+// kernels' sources stand before this text, each in a namespace of its file's name; step.cuh makes them functions. The
+// phases' numbers (PHASE_...) come from the host.
 //
 // Why: a launch costs some 5 us from the last byte of one kernel to the full stream of the next, and a matrix of 8 MB is
 // read in 2 us. A barrier costs 2 us plus the wait for the slowest block; meanwhile codes of the next matrix are loaded, and
-// the table of codebook entries is filled only once. Bound: see the phases. H200, llama3-8b at 2-256: 1.85 ms a step, 538
-// tok/s. Where the time goes: docs/log/cuda-decode.md.
+// the table of codebook entries is filled only once.
+// Bound: see the phases. H200, llama3-8b at 2-256: 1.85 ms a step, 537 tok/s. Where the time goes: docs/log/cuda-decode.md.
 #undef blockIdx
 #undef gridDim
 

@@ -1,5 +1,5 @@
-// Stands before the kernels of the persistent decode kernel (step.cu), which become its functions: a launch's grid is virtual,
-// and wait_inputs() is a barrier of the whole grid instead of a wait for the previous launch.
+// Stands before the kernels of the persistent decode kernel (step.cu), which become its functions: a launch's grid is
+// virtual, and wait_inputs() is a barrier of the whole grid instead of a wait for the previous launch.
 
 __device__ __forceinline__ u32 real_block() { return blockIdx.x; }
 __device__ __forceinline__ u32 real_grid() { return gridDim.x; }

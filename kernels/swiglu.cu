@@ -18,8 +18,8 @@ KERNEL swiglu(const f32* x, f32* y, SwiGluParams params, Packed packed = {}) {
     packed.store_all(blockIdx.y, first, count, [&](u32 i) { return stage[padded(i)]; });
 }
 
-// The same for many rows, a warp a span. Grid: (blocks of the row, rows). Bound: memory. H200, 512 rows of 14,336: 25 us, 72
-// % of peak.
+// The same for many rows, a warp a span. Grid: (blocks of the row, rows).
+// Bound: memory. H200, 512 rows of 14,336: 25 us, 72 % of peak.
 KERNEL swiglu_rows(const f32* x, f32* y, SwiGluParams params, Packed packed = {}) {
     release_next();
     wait_inputs();

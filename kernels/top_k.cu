@@ -1,7 +1,7 @@
-// The k largest values of a row with their indices, largest first, the lower index among equals: what top-k sampling needs of
-// the logits, instead of all of them. One block, radix selection: each value and its index form a unique 64-bit key, and
-// each pass over the row fixes 8 of the k-th key's bits, until a digit separates exactly k. Bound: latency of the passes; a row
-// of 128,256 takes 4 through L2 unless many values are equal.
+// The k largest values of a row with their indices, largest first, the lower index among equals: what top-k sampling needs
+// of the logits, instead of all of them. One block, radix selection: each value and its index form a unique 64-bit key, and
+// each pass over the row fixes 8 of the k-th key's bits, until a digit separates exactly k.
+// Bound: latency of the passes; a row of 128,256 takes 4 through L2 unless many values are equal.
 
 // The largest k.
 constexpr u32 MOST = 1024, THREADS = 1024;

@@ -1,16 +1,16 @@
-// Codes with error feedback (src/pq/feedback.rs), a block of columns at a time: the correction that earlier blocks'
-// errors ask of this one is a matrix product (cuBLAS), the correction within the block is this kernel's. A warp takes
-// ROWS rows column by column: its lanes share out the centroids of one search, agree on the nearest, and then share out
-// the columns that the error goes to. The chain of a row's sub-vectors bounds it, so many warps a multiprocessor hide
-// one another's latency. The sums of the product run in another order than on the CPU: a code here and there is its
-// neighbour.
+// Assignment of codes with error feedback (src/pq/feedback.rs), a block of columns at a time: cuBLAS computes the correction
+// that earlier blocks' errors ask of this block, this kernel the correction within the block. A warp takes ROWS rows, column
+// by column: its lanes divide the centroids of a search, agree on the nearest, then divide the columns that receive the
+// error. cuBLAS adds in another order than the CPU, so a code here and there differs from the CPU's.
+// Bound: latency of the chain of a row's sub-vectors, hidden by many warps a multiprocessor. Figures:
+// docs/log/quantizing.md.
 
 constexpr u32 D = VECTOR;
 // Words of a centroid in the table: its elements, then -|c|^2 / 2, padded to whole loads of 16 bytes.
 constexpr u32 WIDTH = (D + 4) / 4 * 4;
 constexpr u32 BLOCK = 128, ROWS = 4, WARPS = 8;
 
-// Centroids `[count, d]` as the search reads them. Grid: (count / 256).
+// Copies centroids `[count, d]` to the table's layout. Grid: (count / 256).
 KERNEL BOUNDS(256) centroid_table(const f32* centroids, f32* table, u32 count) {
     wait_inputs();
     const u32 i = blockIdx.x * 256 + threadIdx.x;
@@ -26,18 +26,18 @@ KERNEL BOUNDS(256) centroid_table(const f32* centroids, f32* table, u32 count) {
 
 struct Place {
     u32 rows, cols, subspaces, group, k;
-    // The columns of this block.
+    // The columns of this block: start .. end.
     u32 start, end;
 };
 
-// A number that grows with v; the two zeros are one.
+// An integer that orders as v does; both zeros give the same.
 __device__ __forceinline__ u32 ordered(f32 v) {
     const u32 bits = __float_as_uint(v + 0.f);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// `correction` `[rows, end - start]` is what the errors of the columns before `start` add, null for the first block; `shares` `[cols, cols]` the
-// part of each column's error that goes to each column. Grid: (rows / (ROWS * WARPS)).
+// `correction` `[rows, end - start]` is what the errors of the columns before `start` add, null for the first block;
+// `shares` `[cols, cols]` the part of each column's error that goes to each column. Grid: (rows / (ROWS * WARPS)).
 KERNEL BOUNDS(WARPS * 32) feedback(const f32* weights, const f32* correction, f32* errors, const f32* shares, const f32* table,
                                 u16* codes, Place p) {
     __shared__ f32 prepared[WARPS][BLOCK][ROWS], added[WARPS][BLOCK][ROWS];
@@ -74,7 +74,7 @@ KERNEL BOUNDS(WARPS * 32) feedback(const f32* weights, const f32* correction, f3
                 centroid[e] = four.x, centroid[e + 1] = four.y, centroid[e + 2] = four.z, centroid[e + 3] = four.w;
             }
             if (size < D) {
-                // Of a vector that is cut off only the elements that there are count.
+                // A row's last sub-vector may be shorter than d: only its elements count.
                 centroid[D] = 0;
                 for (u32 e = 0; e < D; e++) {
                     if (e >= size) centroid[e] = 0;
@@ -120,7 +120,7 @@ KERNEL BOUNDS(WARPS * 32) feedback(const f32* weights, const f32* correction, f3
         }
         __syncwarp();
     }
-    // The weights have become their errors.
+    // `w` holds the errors now.
     for (u32 r = 0; r < ROWS && first_row + r < p.rows; r++) {
         for (u32 c = lane; c < width; c += 32) errors[(u64)(first_row + r) * p.cols + p.start + c] = w[c][r];
     }

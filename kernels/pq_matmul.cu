@@ -67,7 +67,8 @@ pq_decode(const u32* codes, const u32* codebooks, const u16* scales, u16* w_out,
                 return books + ((u64)min((j + i) / group, last) << (BITS + ENTRY_LOG));
             });
 #endif
-            const u32 scale = (scales && row < rows ? scales[first + row] : 0x3c00u) * 0x10001u; // the scale in both halves; 1.0 without scales
+            // The row's scale twice in a word; 1.0 without scales.
+            const u32 scale = (scales && row < rows ? scales[first + row] : 0x3c00u) * 0x10001u;
 #pragma unroll
             for (int p = 0; p < PAIRS; p++) pairs[p] = times(pairs[p], scale);
             u16* to = w_out + (u64)row * in + tile_column;

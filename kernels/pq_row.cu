@@ -130,7 +130,7 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
         sum = warp_sum(sum);
         if (lane == 0) squares[warp] = sum;
         __syncwarp();
-        // Warps with elements meet after the rotation, which hides the wait for the other warps' sums.
+        // Warps with elements synchronize after the rotation, which hides the wait for the other warps' sums.
         if (first >= end) meet();
     }
 #pragma unroll 1

@@ -20,7 +20,7 @@ struct Argument {
 
 struct __align__(16) Phase {
     u32 kind, grid[3];
-    u32 next[2]; // the phase behind this one where the row sees few positions, and where it sees many
+    u32 next[2]; // the next phase: with a short context, with a long one
     u32 unused[2];
     Argument arguments[STEP_ARGUMENTS];
 };
@@ -52,14 +52,14 @@ __device__ __forceinline__ void run_block(const Phase& phase) {
 __device__ __forceinline__ void run(const Phase& phase) {
 #ifdef PQ_TOKENS
     if (phase.kind == PHASE_pq_matvec_shared) {
-        // Takes the grid as it is, and waits for its inputs when it has asked for its first codes.
+        // Uses the real grid, and waits for its inputs after it has requested its first codes.
         return pq_row::pq_matvec_shared(*reinterpret_cast<const pq_row::Call*>(phase.arguments));
     }
 #endif
 #ifdef DENSE_DTYPE
     if (phase.kind == PHASE_dense_row) return dense_row::dense_row(*reinterpret_cast<const dense_row::Call*>(phase.arguments));
 #endif
-    if (phase.kind != PHASE_attention_step) wait_inputs(); // which loads before it waits
+    if (phase.kind != PHASE_attention_step) wait_inputs(); // attention_step loads before it waits
     const u32 *grid = phase.grid, count = grid[0] * grid[1] * grid[2];
     for (u32 block = blockIdx.x; block < count; block += gridDim.x) {
         if (threadIdx.x == 0) {
@@ -70,7 +70,7 @@ __device__ __forceinline__ void run(const Phase& phase) {
         run_block(phase);
         __syncthreads();
     }
-    wait_inputs(); // for blocks that had nothing to do: nobody may be a phase ahead
+    wait_inputs(); // blocks without work wait too: none may be a phase ahead
 }
 
 extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1) step(const Phase* program, u32 count, const u32* rows) {
@@ -83,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1) step(const Phase* 
             asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
         }
     };
-    // The next phase arrives while one runs.
+    // The next phase's arguments are copied while one runs.
     auto arrived = [&]() { asm volatile("cp.async.wait_all;" ::: "memory"); };
     load(0, 0);
     arrived();
@@ -107,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1) step(const Phase* 
         if (i < count) {
             asm volatile("red.add.release.gpu.global.u32 [%0], 1;" ::"l"(&arrivals) : "memory");
         } else if (atomicAdd(&arrivals, 1) + 1 == arrivals_wanted[0]) {
-            arrivals = 0; // the last of all
+            arrivals = 0; // by the last block of all
         }
     }
 }

@@ -1,9 +1,13 @@
 // Causal softmax attention of HEADS neighbouring query heads of one row, in one workgroup: a running maximum over
 // tiles of positions, up to four query heads of one key/value head at a time. The kernels that use this have
-// `load_queries`, `key` and `value`; piece4.wgsl or piece1.wgsl says how many elements they read at a time.
+// `load_queries`, and `key` and `value`, which read piece e of the head at index `at` of the cache, or the row's own;
+// piece4.wgsl or piece1.wgsl says how many elements a piece is.
 //
-// One row has few heads, so the work of a workgroup is a chain of reads from the cache, and only many reads at once
-// shorten it: an invocation reads two positions' keys, or four positions' values, side by side.
+// Bound by latency: one row has few heads, so a workgroup is a chain of reads from the cache, and only many reads at
+// once shorten it. An invocation reads two positions' keys, or four positions' values, side by side.
+
+// An invocation has a piece of the output.
+const_assert MAX_HEAD_DIM <= WORKGROUP;
 
 // Of `params`; constants, because the loops over them are the hottest.
 override HEAD_DIM: u32;
@@ -66,6 +70,7 @@ fn over_splits(local: u32, splits: u32, value: vec4<f32>) -> vec4<f32> {
 fn attend(ids: Ids, group: vec3<u32>, row: u32, slot: u32, position: u32) {
     let per_kv = params.heads / params.kv_heads;
     let first = group.x * HEADS;
+    let cache = CacheShape(params.kv_heads, params.context, PIECES);
     // Output: a piece of each head, over every `splits`-th position.
     let piece = ids.local % PIECES;
     let split = ids.local / PIECES;
@@ -74,7 +79,6 @@ fn attend(ids: Ids, group: vec3<u32>, row: u32, slot: u32, position: u32) {
     for (var done = 0u; done < HEADS;) {
         let kv = (first + done) / per_kv;
         let heads = min(min(4u, HEADS - done), (kv + 1u) * per_kv - first - done);
-        let base = (slot * params.kv_heads + kv) * params.context * PIECES;
         load_queries(ids, row, position, first + done, heads, kv);
 
         var highest = vec4<f32>(LOWEST);
@@ -82,24 +86,27 @@ fn attend(ids: Ids, group: vec3<u32>, row: u32, slot: u32, position: u32) {
         var out = Heads();
         for (var start = 0u; start <= position; start += TILE) {
             let count = min(TILE, position + 1u - start);
-            let near = ids.local / LANES;
-            // Past the last position, that one's key is read again.
-            let far = start + min(near + ABREAST, count - 1u);
-            var near4 = vec4<f32>();
-            var far4 = vec4<f32>();
-            if (near < count) {
+            // An invocation's two positions: one in each half of the tile. Past the last one, that key is read again.
+            let i = ids.local / LANES;
+            let a = start + i;
+            let b = start + min(i + ABREAST, count - 1u);
+            let at_a = cache_at(cache, slot, kv, a);
+            let at_b = cache_at(cache, slot, kv, b);
+            var dots_a = vec4<f32>();
+            var dots_b = vec4<f32>();
+            if (i < count) {
                 for (var first_e = ids.local % LANES; first_e < PIECES; first_e += 4u * LANES) {
                     for (var k = 0u; k < 4u; k++) { // unroll 4
                         let e = first_e + k * LANES;
                         if (PIECES % (4u * LANES) == 0u || e < PIECES) {
-                            near4 += queries[e] * key(base, start + near, position, e);
-                            far4 += queries[e] * key(base, far, position, e);
+                            dots_a += queries[e] * key(at_a, e, a == position);
+                            dots_b += queries[e] * key(at_b, e, b == position);
                         }
                     }
                 }
             }
-            gather_scores(ids.local, 0u, near4);
-            gather_scores(ids.local, ABREAST, far4);
+            gather_scores(ids.local, 0u, dots_a);
+            gather_scores(ids.local, ABREAST, dots_b);
 
             var top = vec4<f32>(LOWEST);
             for (var i = ids.local % 16u; i < count; i += 16u) {
@@ -124,14 +131,16 @@ fn attend(ids: Ids, group: vec3<u32>, row: u32, slot: u32, position: u32) {
                 for (var i = split; i < count; i += 4u * splits) {
                     // Past the last position: its value again, with the weight 0.
                     let at = vec4<u32>(i, i + splits, i + 2u * splits, i + 3u * splits);
-                    let place = start + min(at, vec4<u32>(count - 1u));
+                    let p = start + min(at, vec4<u32>(count - 1u));
                     let a = scores[i];
                     let b = weight_at(at.y);
                     let c = weight_at(at.z);
                     let d = weight_at(at.w);
                     sum4 += (a + b) + (c + d);
-                    out += outer(a, value(base, place.x, position, piece)) + outer(b, value(base, place.y, position, piece));
-                    out += outer(c, value(base, place.z, position, piece)) + outer(d, value(base, place.w, position, piece));
+                    out += outer(a, value(cache_at(cache, slot, kv, p.x), piece, p.x == position))
+                        + outer(b, value(cache_at(cache, slot, kv, p.y), piece, p.y == position));
+                    out += outer(c, value(cache_at(cache, slot, kv, p.z), piece, p.z == position))
+                        + outer(d, value(cache_at(cache, slot, kv, p.w), piece, p.w == position));
                 }
             }
             workgroupBarrier();

@@ -1,4 +1,4 @@
-// Causal softmax attention over the cache. Workgroup: HEADS query heads (x) of row y.
+// Causal softmax attention over the cache, for prompts. Workgroup: HEADS query heads (x) of row y. See attend.wgsl.
 
 @group(0) @binding(0) var<uniform> params: AttentionParams;
 @group(0) @binding(1) var<storage, read> qkv: array<f32>; // [rows, stride]
@@ -21,16 +21,15 @@ fn load_queries(ids: Ids, row: u32, position: u32, first: u32, heads: u32, kv: u
     workgroupBarrier();
 }
 
-fn key(base: u32, p: u32, position: u32, e: u32) -> Piece {
-    return k_cache[base + p * PIECES + e];
+fn key(at: u32, e: u32, own: bool) -> Piece {
+    return k_cache[at + e];
 }
 
-fn value(base: u32, p: u32, position: u32, e: u32) -> Piece {
-    return v_cache[base + p * PIECES + e];
+fn value(at: u32, e: u32, own: bool) -> Piece {
+    return v_cache[at + e];
 }
 
 @compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
-    let place = rows[group.y];
-    attend(ids, group, group.y, place.x, place.y);
+    attend(ids, group, group.y, rows[group.y].x, rows[group.y].y);
 }

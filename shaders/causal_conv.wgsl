@@ -1,7 +1,5 @@
-// y = silu(depthwise causal convolution). Invocation: one channel (x) of segment y, row after row.
-
-// Taps that an invocation keeps.
-const MAX_KERNEL = 8u;
+// y = silu(depthwise causal convolution). Invocation: one channel (x) of segment y, row after row. Bound by the latency
+// of a channel's rows, one after the other.
 
 @group(0) @binding(0) var<uniform> params: CausalConvParams;
 @group(0) @binding(1) var<storage, read> x: array<f32>; // [rows, stride]
@@ -20,7 +18,7 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let past = params.kernel - 1u;
     let kept = (segment.x * params.channels + channel) * past;
     // window[0..kernel - 1] are the last inputs, oldest first.
-    var window: array<f32, MAX_KERNEL>;
+    var window: array<f32, MAX_TAPS>;
     if (segment.w != 0u) {
         for (var i = 0u; i < past; i++) {
             window[i] = state[kept + i];

@@ -1,14 +1,14 @@
 // Product-quantized weights, for the kernels that read them.
 
-// Weights per sub-vector, and bits of a code as it is stored here.
+// Weights of a sub-vector, and bits of a code.
 override D: u32;
 override BITS: u32;
 // Words of a codebook.
 override BOOK: u32;
-// Whether all subspaces share a codebook: nothing is divided then to find it.
+// Whether all subspaces share a codebook: finding it needs no division then.
 override SINGLE: bool;
-// Whether a weight's single codebook is brought into workgroup memory; if not, codebooks stay in storage. Lanes meet in
-// its banks, but copies of it side by side would leave room for fewer workgroups, which is worse.
+// Whether a weight's single codebook is brought into workgroup memory; if not, codebooks stay in storage. One copy:
+// bank conflicts cost less than the workgroups that copies would keep from running side by side.
 override SHARED: bool;
 // BOOK where SHARED, else 1.
 override TABLE: u32;
@@ -20,10 +20,6 @@ fn centroid_words() -> u32 {
     return (D + 1u) / 2u;
 }
 
-fn code_mask() -> u32 {
-    return (1u << BITS) - 1u;
-}
-
 // Code i of stream c in the row whose words begin at `row`.
 fn code_at(row: u32, i: u32, c: u32) -> u32 {
     let bit = i * BITS;
@@ -32,7 +28,7 @@ fn code_at(row: u32, i: u32, c: u32) -> u32 {
     if (32u % BITS != 0u && bit % 32u + BITS > 32u) {
         code |= words[at + weight.chunks] << (32u - bit % 32u);
     }
-    return code & code_mask();
+    return code & ((1u << BITS) - 1u);
 }
 
 // Brings a weight's single codebook into workgroup memory. Barriers are the caller's.
@@ -42,7 +38,7 @@ fn load_table(local: u32, base: u32) {
     }
 }
 
-// Where centroid `code` of subspace `j` begins: in the table, or after `base` in storage.
+// Index of the first word of centroid `code` of subspace `j`: in `table`, or in `tables` from `base` on.
 fn centroid(base: u32, j: u32, code: u32) -> u32 {
     if (SHARED) {
         return code * centroid_words();
@@ -56,7 +52,7 @@ fn centroid(base: u32, j: u32, code: u32) -> u32 {
 // Elements 2i and 2i + 1 of the centroid at `at`.
 fn centroid_pair(at: u32, i: u32) -> vec2<f32> {
     if (SHARED) {
-        return halves(table[at + i]);
+        return unpack_f16(table[at + i]);
     }
-    return halves(tables[at + i]);
+    return unpack_f16(tables[at + i]);
 }

@@ -1,10 +1,9 @@
-// The gated delta rule. Workgroup: COLUMNS columns of S of one value head (x: head, then tile) of segment y, row after
-// row. Invocation: every SPLITS-th element of one column; nobody else touches those.
+// The gated delta rule. Workgroup: DELTA_COLUMNS columns of S of one value head (x: head, then tile) of segment y, row
+// after row. Invocation: every SPLITS-th element of one column, which no other touches. Bound by latency: rows follow
+// each other, and each reads and writes S.
 
-const COLUMNS = 32u;
-const SPLITS = WORKGROUP / COLUMNS;
-// Largest key_dim.
-const MAX_KEY = 256u;
+const_assert WORKGROUP % DELTA_COLUMNS == 0u;
+const SPLITS = WORKGROUP / DELTA_COLUMNS;
 
 @group(0) @binding(0) var<uniform> params: DeltaRuleParams;
 @group(0) @binding(1) var<storage, read> qkv: array<f32>; // [rows, 2 * key_heads * key_dim + value_heads * value_dim]
@@ -15,8 +14,8 @@ const MAX_KEY = 256u;
 @group(0) @binding(6) var<storage, read_write> state: array<f32>; // S [slots, value_heads, key_dim, value_dim]
 @group(0) @binding(7) var<storage, read_write> y: array<f32>; // [rows, value_heads * value_dim]
 
-var<workgroup> q: array<f32, MAX_KEY>;
-var<workgroup> k: array<f32, MAX_KEY>;
+var<workgroup> q: array<f32, MAX_KEY_DIM>;
+var<workgroup> k: array<f32, MAX_KEY_DIM>;
 var<workgroup> parts: array<f32, WORKGROUP>;
 
 fn softplus(x: f32) -> f32 {
@@ -29,7 +28,7 @@ fn column_sum(local: u32, part: f32) -> f32 {
     workgroupBarrier();
     var total = 0.0;
     for (var split = 0u; split < SPLITS; split++) {
-        total += parts[split * COLUMNS + local % COLUMNS];
+        total += parts[split * DELTA_COLUMNS + local % DELTA_COLUMNS];
     }
     workgroupBarrier();
     return total;
@@ -37,11 +36,11 @@ fn column_sum(local: u32, part: f32) -> f32 {
 
 @compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
-    let tiles = (params.value_dim + COLUMNS - 1u) / COLUMNS;
+    let tiles = (params.value_dim + DELTA_COLUMNS - 1u) / DELTA_COLUMNS;
     let head = group.x / tiles;
-    let column = (group.x % tiles) * COLUMNS + ids.local % COLUMNS;
+    let column = (group.x % tiles) * DELTA_COLUMNS + ids.local % DELTA_COLUMNS;
     let in_use = column < params.value_dim;
-    let split = ids.local / COLUMNS;
+    let split = ids.local / DELTA_COLUMNS;
 
     let segment = segments[group.y];
     let keys = params.key_heads * params.key_dim;

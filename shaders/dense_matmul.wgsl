@@ -1,8 +1,11 @@
-// y = W x (+ bias) (+ y) for dense W. Workgroup: 4 * GROUPS rows of W (x) times 4 rows of x (y). LANES invocations
-// share 4 rows of W: each multiplies every LANES-th pair of columns.
+// y = W x (+ bias) (+ y) for dense W. Workgroup: DENSE_W_ROWS * GROUPS rows of W (x) times DENSE_X_ROWS rows of x (y).
+// DENSE_LANES invocations share DENSE_W_ROWS rows of W: each multiplies every DENSE_LANES-th pair of columns. For few
+// rows of x, bound by reading W.
 
-const LANES = 32u;
-const GROUPS = WORKGROUP / LANES;
+// Rows are components of a vector.
+const_assert DENSE_W_ROWS == 4u && DENSE_X_ROWS == 4u;
+
+const GROUPS = WORKGROUP / DENSE_LANES;
 
 // 0: f32, 1: f16, 2: bf16.
 override FORMAT: u32;
@@ -28,19 +31,19 @@ fn pair(n: u32, i: u32) -> vec2<f32> {
         );
     }
     if (FORMAT == 1u) {
-        return halves(words[row + i]);
+        return unpack_f16(words[row + i]);
     }
-    return brains(words[row + i]);
+    return unpack_bf16(words[row + i]);
 }
 
 @compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
-    let lane = ids.local % LANES;
-    let n = (group.x * GROUPS + ids.local / LANES) * 4u;
-    let r = group.y * 4u;
-    // sums[i]: row r + i of x times the four rows of W.
+    let lane = ids.local % DENSE_LANES;
+    let n = (group.x * GROUPS + ids.local / DENSE_LANES) * DENSE_W_ROWS;
+    let r = group.y * DENSE_X_ROWS;
+    // dots[i]: row r + i of x times the four rows of W.
     var dots: mat4x4<f32>;
-    for (var i = lane; 2u * i < weight.cols; i += LANES) {
+    for (var i = lane; 2u * i < weight.cols; i += DENSE_LANES) {
         let a = pair(n, i);
         let b = pair(n + 1u, i);
         let c = pair(n + 2u, i);
@@ -48,21 +51,21 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
         let even = vec4<f32>(a.x, b.x, c.x, d.x);
         let odd = vec4<f32>(a.y, b.y, c.y, d.y);
         let odd_column = min(2u * i + 1u, weight.cols - 1u);
-        for (var j = 0u; j < 4u; j++) {
+        for (var j = 0u; j < DENSE_X_ROWS; j++) {
             let row = min(r + j, params.rows - 1u) * weight.cols;
             dots[j] += even * x[row + 2u * i] + odd * x[row + odd_column];
         }
     }
-    for (var j = 0u; j < min(4u, params.rows - r); j++) {
+    for (var j = 0u; j < min(DENSE_X_ROWS, params.rows - r); j++) {
         sums4[ids.local] = dots[j];
-        for (var half = LANES / 2u; half > 0u; half >>= 1u) {
+        for (var half = DENSE_LANES / 2u; half > 0u; half >>= 1u) {
             workgroupBarrier();
             if (lane < half) {
                 sums4[ids.local] += sums4[ids.local + half];
             }
         }
         workgroupBarrier();
-        if (lane < 4u && n + lane < weight.rows) {
+        if (lane < DENSE_W_ROWS && n + lane < weight.rows) {
             let at = weight.first + n + lane;
             var v = sums4[ids.local - lane][lane];
             if (HAS_BIAS) {

@@ -1,5 +1,6 @@
 // y = R(weight * x / sqrt(mean(x^2) + eps) * silu(gate)), the mean over each head. Workgroup: block x of row y, where
-// a block is the rotation's, or one head without rotation. A block may hold several heads, or parts of heads.
+// a block is the rotation's, or one head without rotation. A block may hold several heads, or parts of heads. Bound by
+// latency and barriers.
 
 @group(0) @binding(0) var<uniform> params: GatedNormParams;
 @group(0) @binding(1) var<storage, read> x: array<f32>; // [rows, heads * dim]

@@ -1,4 +1,4 @@
-// y[r] = x[index[r]]. Workgroup: 256 elements of row y.
+// y[r] = x[index[r]]. Workgroup: WORKGROUP elements (x) of row y. Bound by memory.
 
 @group(0) @binding(0) var<uniform> params: GatherRowsParams;
 @group(0) @binding(1) var<storage, read> x: array<u32>; // [*, dim]

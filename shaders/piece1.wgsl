@@ -1,4 +1,4 @@
-// One element of a head at a time, and of up to four heads.
+// Attention reads one element of a head at a time, and of up to four heads.
 const PIECE = 1u;
 alias Piece = f32;
 alias Heads = vec4<f32>;

@@ -1,4 +1,4 @@
-// Four neighbouring elements of a head at a time, and of up to four heads.
+// Attention reads four neighbouring elements of a head at a time, and of up to four heads.
 const PIECE = 4u;
 alias Piece = vec4<f32>;
 alias Heads = mat4x4<f32>;

@@ -1,13 +1,15 @@
 // y = W x (+ bias) (+ y) for product-quantized W and few rows of x: codes are read once, centroids looked up and
-// multiplied. Workgroup: TILES times 4 * WORKGROUP / LANES rows of W (x) times row y of x. LANES invocations split the
-// columns of 4 rows of W: each takes every LANES-th stream of codes.
+// multiplied. Workgroup: TILES times MATVEC_ROWS * WORKGROUP / LANES rows of W (x) times row y of x. LANES
+// invocations split the columns of MATVEC_ROWS rows of W: each takes every LANES-th stream of codes, so that
+// neighbouring invocations read neighbouring words and neighbouring x. Four rows share what is read of x.
 //
-// What the time goes into is latency: of the codes, which stand so that neighbouring lanes read neighbouring words and
-// of which the next four words are on their way while four are used, and of too few workgroups, so LANES grows until
-// there are some hundreds. Streams begin at neighbouring subspaces, so that lanes read neighbouring x as well. Four
-// rows share what is read of x.
+// Bound by the latency of the codes: the next four words are loaded while four are used, and LANES grows until there
+// are some hundreds of workgroups. [28672 x 4096] at 2-256 on an H200: 61 us.
 
-// How many slices there are, and the spec of each, constant so that a slice's code is made for it.
+// Rows are components of a vector, and each span has a SPEC.
+const_assert MATVEC_ROWS == 4u && MAX_SPANS == 4u;
+
+// The number of slices, and the spec of each: constants, so that each slice is compiled for its spec.
 override SPANS: u32;
 override SPEC_0: u32;
 override SPEC_1: u32;
@@ -37,10 +39,10 @@ fn element(s: Spec, span: Span, row: u32, column: u32) -> f32 {
 
 // The product of a word of four dense rows, which is columns 2i and 2i + 1, with the row of x that begins at `row`.
 fn dense_product(s: Spec, span: Span, four: vec4<u32>, row: u32, i: u32) -> vec4<f32> {
-    let a = halves(four.x);
-    let b = halves(four.y);
-    let c = halves(four.z);
-    let d = halves(four.w);
+    let a = unpack_f16(four.x);
+    let b = unpack_f16(four.y);
+    let c = unpack_f16(four.z);
+    let d = unpack_f16(four.w);
     return vec4<f32>(a.x, b.x, c.x, d.x) * element(s, span, row, 2u * i)
         + vec4<f32>(a.y, b.y, c.y, d.y) * element(s, span, row, 2u * i + 1u);
 }
@@ -48,9 +50,9 @@ fn dense_product(s: Spec, span: Span, four: vec4<u32>, row: u32, i: u32) -> vec4
 // Elements 2i and 2i + 1 of the centroid at `at`.
 fn centroid_pair(s: Spec, at: u32, i: u32) -> vec2<f32> {
     if (s.shared_table) {
-        return halves(table[at + i]);
+        return unpack_f16(table[at + i]);
     }
-    return halves(tables[at + i]);
+    return unpack_f16(tables[at + i]);
 }
 
 // The product of elements 2i and 2i + 1 of four rows' centroids with x from `column` on.
@@ -66,22 +68,22 @@ fn pair_product(s: Spec, span: Span, at: vec4<u32>, i: u32, row: u32, column: u3
     return dot4;
 }
 
-// The product of four rows' codes of subspace `place` with x.
-fn product(s: Spec, span: Span, code: vec4<u32>, base: vec4<u32>, place: u32, row: u32) -> vec4<f32> {
+// The product of four rows' codes of subspace `subspace` with x.
+fn product(s: Spec, span: Span, code: vec4<u32>, base: vec4<u32>, subspace: u32, row: u32) -> vec4<f32> {
     var at = base + code * ((s.d + 1u) / 2u);
     if (!s.single) {
-        let j = select(place, min(place, (span.cols - 1u) / s.d), s.ragged);
+        let j = select(subspace, min(subspace, (span.cols - 1u) / s.d), s.ragged);
         at += j / span.group * s.book;
     }
-    var dot4 = pair_product(s, span, at, 0u, row, place * s.d);
+    var dot4 = pair_product(s, span, at, 0u, row, subspace * s.d);
     if (s.d > 2u) {
-        dot4 += pair_product(s, span, at, 1u, row, place * s.d + 2u);
+        dot4 += pair_product(s, span, at, 1u, row, subspace * s.d + 2u);
     }
     if (s.d > 4u) {
-        dot4 += pair_product(s, span, at, 2u, row, place * s.d + 4u);
+        dot4 += pair_product(s, span, at, 2u, row, subspace * s.d + 4u);
     }
     if (s.d > 6u) {
-        dot4 += pair_product(s, span, at, 3u, row, place * s.d + 6u);
+        dot4 += pair_product(s, span, at, 3u, row, subspace * s.d + 6u);
     }
     return dot4;
 }
@@ -92,19 +94,19 @@ fn four_words(at: vec4<u32>) -> vec4<u32> {
 
 // The rows of an invocation in the tile that begins at row n.
 fn four_rows(span: Span, n: u32, local: u32) -> vec4<u32> {
-    return min(n + local / LANES * 4u + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(span.rows - 1u));
+    return min(n + local / LANES * MATVEC_ROWS + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(span.rows - 1u));
 }
 
 fn multiply(s: Spec, span: Span, local: u32, group: vec3<u32>) {
     let block = group.x - span.begin;
     let lane = local % LANES;
     let row = group.y * span.cols;
-    let tile = 4u * (WORKGROUP / LANES);
+    let tile = MATVEC_ROWS * (WORKGROUP / LANES);
     let mask = vec4<u32>((1u << s.bits) - 1u);
-    // The first words are on their way while the table comes.
+    // The first words are loaded while the table is.
     let first = four_words(four_rows(span, block * TILES * tile, local) * span.stride + span.words + min(lane, max(span.chunks, 1u) - 1u));
     if (TABLE > 1u) {
-        let at = span.tables + places[span.places + block * TILES * tile].y;
+        let at = span.tables + row_info[span.row_info + block * TILES * tile].y;
         for (var i = local; s.shared_table && i < s.book; i += WORKGROUP) {
             table[i] = tables[at + i];
         }
@@ -137,10 +139,10 @@ fn multiply(s: Spec, span: Span, local: u32, group: vec3<u32>) {
                     }
                 }
             } else {
-                // The `have` bits of the last words that no code has taken yet.
+                // The `have` bits of the last words that belong to codes to come.
                 var left = vec4<u32>();
                 var have = 0u;
-                for (var i = 0u; i < 32u; i++) {
+                for (var i = 0u; i < STREAM; i++) {
                     var code = left & mask;
                     if (have < s.bits) {
                         let next = four_words(at);
@@ -168,7 +170,7 @@ fn multiply(s: Spec, span: Span, local: u32, group: vec3<u32>) {
         for (var i = local; i < tile; i += WORKGROUP) {
             let local_row = (block * TILES + t) * tile + i;
             if (local_row < span.rows) {
-                store(span, group.y, local_row, sums4[i / 4u * LANES][i % 4u]);
+                store(span, group.y, local_row, sums4[i / MATVEC_ROWS * LANES][i % MATVEC_ROWS]);
             }
         }
         workgroupBarrier();
@@ -180,7 +182,7 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     if (group.x < spans[0].count) {
         multiply(spec(SPEC_0), spans[0], ids.local, group);
     }
-    // Workgroups before the first have a large number here.
+    // For workgroups before a slice's first, the difference wraps to a large number.
     if (SPANS > 1u) {
         if (group.x - spans[1].begin < spans[1].count) {
             multiply(spec(SPEC_1), spans[1], ids.local, group);

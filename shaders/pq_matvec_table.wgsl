@@ -1,10 +1,12 @@
-// y = W x (+ bias) (+ y) for few rows of x and a product-quantized W with one codebook, which stands in workgroup memory.
-// Workgroup: PASSES * WORKGROUP / LANES rows of W (x) times row y of x. LANES invocations share a row of W; each has WORDS
-// words of codes of each of its rows, and their columns of x, which serve all of them, in registers.
+// y = W x (+ bias) (+ y) for few rows of x and a product-quantized W with one codebook, which is kept in workgroup
+// memory. Workgroup: PASSES * WORKGROUP / LANES rows of W (x) times row y of x. LANES invocations share a row of W;
+// each has WORDS words of codes of each of its rows, and their columns of x, which serve all of them, in registers.
 //
-// What the time goes into is the way of the codes, so those of the next four rows come while four are looked up. On an
-// H200, [28672 x 4096] at 2-256: 100 us with a row ahead, 71 with four, 53 with enough workgroups, 51 with 64 lanes
-// instead of 128; without any lookup 34. Copies of the table for the banks, up to 32, cost more to fill than they save.
+// Bound by the latency of the codes: those of the next four rows are loaded while four are looked up. [28672 x 4096] at
+// 2-256 on an H200: 44 us, 28 % of the memory's bandwidth.
+
+// What the loops below are unrolled for.
+const_assert TABLE_CODE_WORDS == 4u && TABLE_COLUMNS == 32u && TABLE_CENTROID_WORDS == 16u;
 
 override D: u32;
 override BITS: u32;
@@ -36,12 +38,12 @@ fn element(row: u32, column: u32) -> f32 {
 
 @compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
-    let together = WORKGROUP / LANES;
+    let at_a_time = WORKGROUP / LANES;
     let lane = ids.local % LANES;
-    let first = group.x * PASSES * together;
+    let first = group.x * PASSES * at_a_time;
     let codes = 32u * WORDS / BITS;
     let units = weight.chunks * (BITS / WORDS);
-    let base = places[first].y;
+    let base = row_info[first].y;
     for (var i = ids.local; i < BOOK; i += WORKGROUP) {
         table[i] = tables[base + i];
     }
@@ -50,7 +52,7 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
         let unit = min(pass_lane, units - 1u);
         let c = unit % weight.chunks;
         let part = unit / weight.chunks;
-        var xs: array<f32, 32>;
+        var xs: array<f32, TABLE_COLUMNS>;
         for (var k = 0u; k < 32u; k++) { // unroll 32
             if (k < codes * D) {
                 let column = ((part * codes + k / D) * weight.chunks + c) * D + k % D;
@@ -59,9 +61,9 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
         }
         let begin = part * WORDS * weight.chunks + c;
         let team = ids.local / LANES;
-        var next: array<u32, 16>;
+        var next: array<u32, 4u * TABLE_CODE_WORDS>;
         for (var p = 0u; p < 4u; p++) { // unroll 4
-            let row = min(first + p * together + team, weight.rows - 1u);
+            let row = min(first + p * at_a_time + team, weight.rows - 1u);
             for (var w = 0u; w < 4u; w++) { // unroll 4
                 if (w < WORDS) {
                     next[4u * p + w] = words[row * weight.stride + begin + w * weight.chunks];
@@ -72,7 +74,7 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
             let now = next;
             if (start + 4u < PASSES) {
                 for (var p = 0u; p < 4u; p++) { // unroll 4
-                    let row = min(first + (start + 4u + p) * together + team, weight.rows - 1u);
+                    let row = min(first + (start + 4u + p) * at_a_time + team, weight.rows - 1u);
                     for (var w = 0u; w < 4u; w++) { // unroll 4
                         if (w < WORDS) {
                             next[4u * p + w] = words[row * weight.stride + begin + w * weight.chunks];
@@ -95,7 +97,7 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
                             code |= now[min(at + 1u, 15u)] << ((32u - bit % 32u) % 32u);
                         }
                         code &= (1u << BITS) - 1u;
-                        let v = halves(table[code * ((D + 1u) / 2u) + e]);
+                        let v = unpack_f16(table[code * ((D + 1u) / 2u) + e]);
                         even = fma(v.x, xs[min(i * D + 2u * e, 31u)], even);
                         if (2u * e + 1u < D) {
                             odd = fma(v.y, xs[min(i * D + 2u * e + 1u, 31u)], odd);
@@ -112,7 +114,7 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
         }
     }
     workgroupBarrier();
-    let rows = PASSES * together;
+    let rows = PASSES * at_a_time;
     let share = min(LANES, WORKGROUP / rows);
     let row = ids.local / share;
     var sum = 0.0;
@@ -129,7 +131,7 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
         for (var i = 0u; i < share; i++) {
             sum += eighths[ids.local * share + i];
         }
-        var v = bitcast<f32>(places[n].x) * sum;
+        var v = bitcast<f32>(row_info[n].x) * sum;
         if (HAS_BIAS) {
             v += bias[weight.first + n];
         }

@@ -1,8 +1,5 @@
-// What every kernel finds above its own text, between the parameter structs of ops.rs with WORKGROUP, its number of
-// invocations, and one of subgroup.wgsl and shared.wgsl (`Ids`, `workgroup_sum`).
-
-// Largest block of a rotation.
-const MAX_BLOCK = 512u;
+// What every kernel's source has in common. Before it come the parameter structs of ops.rs, the constants of limits.rs
+// and WORKGROUP, the kernel's invocations a workgroup; after it subgroup.wgsl or shared.wgsl (`Ids`, `workgroup_sum`).
 
 // One slice, along `out`, of a weight [out, in].
 struct Weight {
@@ -12,8 +9,8 @@ struct Weight {
     cols: u32,
     // Words from one row to the next.
     stride: u32,
-    // Streams of 32 codes in a row: subspace j is code j / chunks of stream j % chunks, and word w of
-    // stream c is the row's word w * chunks + c, so that neighbouring lanes read neighbouring words.
+    // Streams of 32 codes in a row: subspace j is code j / chunks of stream j % chunks, and word w of stream c is the
+    // row's word w * chunks + c, so that neighbouring invocations read neighbouring words.
     chunks: u32,
     // Subspaces that share a codebook.
     group: u32,
@@ -30,13 +27,13 @@ fn silu(x: f32) -> f32 {
     return x / (1.0 + exp(-x));
 }
 
-// The two f16 of a word. On devices with f16 as well: a conversion is all that happens to them.
-fn halves(word: u32) -> vec2<f32> {
+// The two f16 of a word.
+fn unpack_f16(word: u32) -> vec2<f32> {
     return unpack2x16float(word);
 }
 
 // The two bf16 of a word.
-fn brains(word: u32) -> vec2<f32> {
+fn unpack_bf16(word: u32) -> vec2<f32> {
     return vec2<f32>(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
 }
 
@@ -57,7 +54,7 @@ fn butterflies(v: vec4<f32>) -> vec4<f32> {
 }
 
 // Hadamard transform, not normalised, of the `size` elements of each block among the first `count` of `block`: three
-// steps between two barriers as long as three are left, for a barrier costs more than a step.
+// steps between two barriers while three are left, because a barrier costs more than a step.
 fn hadamard(local: u32, count: u32, size: u32) {
     var half = 1u;
     for (; 8u * half <= size; half <<= 3u) {
@@ -93,7 +90,7 @@ fn hadamard(local: u32, count: u32, size: u32) {
 }
 
 // Rotates the first `count` elements of `block`, to which the caller has applied `sign_of` where `rotate` is not 0.
-// Returns the norm that each is still to be multiplied by.
+// Returns the factor that normalises them.
 fn rotate_block(local: u32, count: u32, rotate: u32) -> f32 {
     if (rotate == 0u) {
         return 1.0;

@@ -1,5 +1,5 @@
 // y = R((weight + weight_offset) * x / sqrt(mean(x^2) + eps)). Workgroup: block x of row y; each sums the whole row
-// again, so that the blocks of a lone row are rotated side by side.
+// itself, so that the blocks of a lone row are rotated side by side. Bound by latency: a row is a few KB.
 
 @group(0) @binding(0) var<uniform> params: RmsNormParams;
 @group(0) @binding(1) var<storage, read> x: array<f32>; // [rows, dim]

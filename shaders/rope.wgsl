@@ -1,16 +1,16 @@
 // Norm and rotary position embedding of one head, for the kernels that need them. Uses `rope: RopeCacheParams`.
 
 override HAS_NORMS: bool;
-// Elements of the heads that a workgroup prepares at a time.
-override HEAD_ROOM: u32;
+// Elements of the heads that a workgroup takes at a time.
+override HEAD_ELEMENTS: u32;
 
-var<workgroup> head: array<f32, HEAD_ROOM>;
-// Parts of the sums of squares: 16 of each head.
+var<workgroup> head: array<f32, HEAD_ELEMENTS>;
+// Parts of the sums of squares: 16 of each of up to five heads.
 var<workgroup> squares: array<f32, 80>;
 
 // Sine and cosine of an angle of up to 2^18 radians. By hand, since a device's own may be off by 2^-11: reduced to one
 // turn (exactly in the first two steps), then to an eighth of a turn either way, and there a Taylor series.
-fn turn(angle: f32) -> vec2<f32> {
+fn sin_cos(angle: f32) -> vec2<f32> {
     let turns = round(angle * 0.15915494309);
     let once = ((angle - turns * 6.28125) - turns * 0.00193023681640625) - turns * 5.070363386e-6;
     let quarters = round(once * 0.63661977237);
@@ -23,8 +23,8 @@ fn turn(angle: f32) -> vec2<f32> {
     return swapped * vec2<f32>(select(1.0, -1.0, quadrant >= 2), select(1.0, -1.0, quadrant == 1 || quadrant == 2));
 }
 
-// Normalises the `count` heads in `head`, from number `keys` on with the keys' norm, and turns them.
-fn prepare_heads(local: u32, count: u32, keys: u32, position: u32) {
+// Normalises the `count` heads in `head`, from number `keys` on with the keys' norm, and applies rotary embedding.
+fn norm_and_rope(local: u32, count: u32, keys: u32, position: u32) {
     let dim = rope.head_dim;
     workgroupBarrier();
     if (HAS_NORMS) {
@@ -54,7 +54,7 @@ fn prepare_heads(local: u32, count: u32, keys: u32, position: u32) {
     let half = rope.rotary_dim / 2u;
     for (var p = local; p < count * half; p += WORKGROUP) {
         let i = p / half * dim + p % half;
-        let t = turn(f32(position) * inv_freq[p % half]);
+        let t = sin_cos(f32(position) * inv_freq[p % half]);
         let a = head[i];
         let b = head[i + half];
         head[i] = a * t.y - b * t.x;

@@ -1,6 +1,6 @@
-// rope_cache and attention in one, for rows of different slots (decode). Workgroup: HEADS query heads (x) of row y.
-// The row's own key and value are made again by each workgroup that needs them; the one with a key head's first query
-// head writes them to the cache. `qkv` stays as it is.
+// rope_cache and attention in one, for rows of different slots (decode). Workgroup: HEADS query heads (x) of row y; see
+// attend.wgsl. Each workgroup that needs the row's own key and value computes them; the one with a key head's first
+// query head writes them to the cache. `qkv` stays as it is.
 
 @group(0) @binding(0) var<uniform> rope: RopeCacheParams;
 @group(0) @binding(1) var<uniform> params: AttentionParams;
@@ -24,9 +24,9 @@ fn load_queries(ids: Ids, row: u32, position: u32, first: u32, heads: u32, kv: u
         let start = select((first + h) * params.q_stride, rope.k_offset + kv * HEAD_DIM, h == heads);
         head[i] = qkv[at + start + i % HEAD_DIM];
     }
-    prepare_heads(ids.local, heads + 1u, heads, position);
+    norm_and_rope(ids.local, heads + 1u, heads, position);
     let writes = first == kv * (params.heads / params.kv_heads);
-    let cached = ((rows[row].x * params.kv_heads + kv) * params.context + position) * PIECES;
+    let cached = cache_at(CacheShape(params.kv_heads, params.context, PIECES), rows[row].x, kv, position);
     for (var e = ids.local; e < PIECES; e += WORKGROUP) {
         var q = Heads();
         var k = Piece();
@@ -49,18 +49,16 @@ fn load_queries(ids: Ids, row: u32, position: u32, first: u32, heads: u32, kv: u
     workgroupBarrier();
 }
 
-// The cache has nothing yet for the row itself, but is read there as everywhere: a branch would make every read wait.
-
-fn key(base: u32, p: u32, position: u32, e: u32) -> Piece {
-    return select(k_cache[base + p * PIECES + e], own_key[e], p == position);
+// The cache does not hold the row's own key yet, but is read there as everywhere: a branch would make every read wait.
+fn key(at: u32, e: u32, own: bool) -> Piece {
+    return select(k_cache[at + e], own_key[e], own);
 }
 
-fn value(base: u32, p: u32, position: u32, e: u32) -> Piece {
-    return select(v_cache[base + p * PIECES + e], own_value[e], p == position);
+fn value(at: u32, e: u32, own: bool) -> Piece {
+    return select(v_cache[at + e], own_value[e], own);
 }
 
 @compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
-    let place = rows[group.y];
-    attend(ids, group, group.y, place.x, place.y);
+    attend(ids, group, group.y, rows[group.y].x, rows[group.y].y);
 }

@@ -1,5 +1,6 @@
-// Query and key norms, rotary position embedding, and the write to the cache. Workgroup: head x of row y, where the
-// key heads follow the query heads, and the value heads those.
+// Query and key norms, rotary position embedding, and the write to the cache, for prompts. Workgroup: head x of row y,
+// where the key heads follow the query heads, and the value heads those. Bound by the latency of one head's chain of
+// steps; rows of a prompt hide it.
 
 @group(0) @binding(0) var<uniform> rope: RopeCacheParams;
 @group(0) @binding(1) var<storage, read_write> qkv: array<f32>; // [rows, stride]
@@ -13,9 +14,10 @@
 @compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     let row = group.y * rope.stride;
-    let place = rows[group.y];
+    let slot = rows[group.y].x;
+    let position = rows[group.y].y;
     let kv = (group.x - rope.heads) % rope.kv_heads;
-    let cached = ((place.x * rope.kv_heads + kv) * rope.context + place.y) * rope.head_dim;
+    let cached = cache_at(CacheShape(rope.kv_heads, rope.context, rope.head_dim), slot, kv, position);
     if (group.x >= rope.heads + rope.kv_heads) {
         for (var i = ids.local; i < rope.head_dim; i += WORKGROUP) {
             v_cache[cached + i] = qkv[row + rope.v_offset + kv * rope.head_dim + i];
@@ -27,7 +29,7 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     for (var i = ids.local; i < rope.head_dim; i += WORKGROUP) {
         head[i] = qkv[at + i];
     }
-    prepare_heads(ids.local, 1u, select(1u, 0u, is_key), place.y);
+    norm_and_rope(ids.local, 1u, select(1u, 0u, is_key), position);
     for (var i = ids.local; i < rope.head_dim; i += WORKGROUP) {
         if (is_key) {
             k_cache[cached + i] = head[i];

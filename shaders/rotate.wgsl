@@ -1,4 +1,4 @@
-// y = R x. Workgroup: block x of row y.
+// y = R x. Workgroup: block x of row y. Bound by latency and barriers.
 
 // Whether x is y, which is then bound once.
 override IN_PLACE: bool;

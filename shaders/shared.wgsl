@@ -1,4 +1,5 @@
-// Without the workgroup's number: beside the invocation's it would not count as uniform, nor would branches on it.
+// The workgroup's number is not here: in one struct with an invocation's, it would not count as uniform, and so no
+// barrier could stand in a branch on it.
 struct Ids {
     @builtin(local_invocation_index) local: u32,
 }

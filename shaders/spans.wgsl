@@ -1,24 +1,24 @@
-// Few rows of x times the slices of a weight that lie in the same buffers, each slice in a layout of its own: up to
-// four of them, told apart by workgroup.
+// Few rows of x times up to MAX_SPANS slices of a weight that lie in the same buffers, each slice in a layout of its
+// own. A workgroup belongs to one slice.
 
 // How codes are stored, and whether codes or columns are missing at the end of a row's streams.
 struct Spec {
-    // Weights per sub-vector.
+    // Weights of a sub-vector.
     d: u32,
-    // Of a code as it is stored here.
+    // Of a code.
     bits: u32,
     // Words of a codebook.
     book: u32,
     // Whether all subspaces share a codebook.
     single: bool,
-    // Whether it is brought into workgroup memory.
+    // Whether the codebook is brought into workgroup memory.
     shared_table: bool,
     ragged: bool,
-    // Whether the words are elements in f16, and nothing of the above holds.
+    // Whether the words are elements in f16; the other fields mean nothing then.
     dense: bool,
 }
 
-// One slice of the weight, and where it is in the buffers.
+// One slice of the weight, and its offsets in the buffers.
 struct Span {
     // First row of the whole weight that is here.
     first: u32,
@@ -30,11 +30,11 @@ struct Span {
     chunks: u32,
     // Subspaces that share a codebook.
     group: u32,
-    // First of its words, of its tables' words, and of its places.
+    // First of its words, of its tables' words, and of its rows in `row_info`.
     words: u32,
     tables: u32,
-    places: u32,
-    // First of its workgroups, and how many they are.
+    row_info: u32,
+    // First of its workgroups, and their number.
     begin: u32,
     count: u32,
     // Its spec: d, bits and log2 K in 5 bits each, then flags.
@@ -44,8 +44,8 @@ struct Span {
 override HAS_BIAS: bool;
 
 @group(0) @binding(0) var<uniform> params: LinearParams;
-@group(0) @binding(1) var<uniform> spans: array<Span, 4>;
-@group(0) @binding(2) var<storage, read> places: array<vec2<u32>>; // [rows]: scale (f32), codebooks' first word
+@group(0) @binding(1) var<uniform> spans: array<Span, MAX_SPANS>;
+@group(0) @binding(2) var<storage, read> row_info: array<vec2<u32>>; // [rows]: scale (f32), codebooks' first word
 @group(0) @binding(3) var<storage, read> bias: array<f32>; // [out]
 @group(0) @binding(4) var<storage, read_write> y: array<f32>; // [rows, y_stride]
 
@@ -56,16 +56,16 @@ fn spec(word: u32) -> Spec {
     return Spec(d, (word >> 5u) & 31u, ((d + 1u) / 2u) * k, flags.x != 0u, flags.y != 0u, flags.z != 0u, flags.w != 0u);
 }
 
-// Where codebooks of the rows begin.
+// First words of the rows' codebooks.
 fn bases(span: Span, rows: vec4<u32>) -> vec4<u32> {
-    let at = span.places + rows;
-    return span.tables + vec4<u32>(places[at.x].y, places[at.y].y, places[at.z].y, places[at.w].y);
+    let at = span.row_info + rows;
+    return span.tables + vec4<u32>(row_info[at.x].y, row_info[at.y].y, row_info[at.z].y, row_info[at.w].y);
 }
 
 // Writes the product of row n of the span with row r of x.
 fn store(span: Span, r: u32, n: u32, product: f32) {
     let at = span.first + n;
-    var v = bitcast<f32>(places[span.places + n].x) * product;
+    var v = bitcast<f32>(row_info[span.row_info + n].x) * product;
     if (HAS_BIAS) {
         v += bias[at];
     }

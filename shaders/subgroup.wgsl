@@ -1,4 +1,5 @@
-// Without the workgroup's number: beside the invocation's it would not count as uniform, nor would branches on it.
+// The workgroup's number is not here: in one struct with an invocation's, it would not count as uniform, and so no
+// barrier could stand in a branch on it.
 struct Ids {
     @builtin(local_invocation_index) local: u32,
     @builtin(subgroup_id) subgroup: u32,
@@ -6,7 +7,7 @@ struct Ids {
     @builtin(subgroup_invocation_id) lane: u32,
 }
 
-// One for each subgroup, of which the smallest that is used has 4 invocations.
+// One for each subgroup, which has at least 4 invocations (MIN_SUBGROUP in device.rs).
 var<workgroup> sums: array<f32, WORKGROUP / 4u>;
 
 fn workgroup_sum(ids: Ids, value: f32) -> f32 {

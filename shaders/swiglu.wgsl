@@ -1,4 +1,4 @@
-// y = R(silu(gate) * up). Workgroup: block x of row y.
+// y = R(silu(gate) * up). Workgroup: block x of row y. Bound by latency and the rotation's barriers.
 
 @group(0) @binding(0) var<uniform> params: SwiGluParams;
 @group(0) @binding(1) var<storage, read> x: array<f32>; // [rows, 2 * dim]

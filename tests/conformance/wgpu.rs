@@ -1,48 +1,52 @@
-//! The wgpu backend's runners: whatever adapter is there, with all that it offers and without.
+//! The wgpu backend's runners: whatever adapter is there, with all that it offers and without; and what only this
+//! backend is asked.
 
 use std::sync::OnceLock;
 
 use fasq::backend::cpu::Cpu;
-use fasq::backend::wgpu::{Matmul, Options, Wgpu};
+use fasq::backend::wgpu::Wgpu;
+use fasq::backend::wgpu::test_support::{self, Limits};
 use fasq::backend::{Backend, Dtype, WeightData};
 use fasq::config::ModelConfig;
 use fasq::eval::perplexity::{Protocol, perplexity};
 use fasq::generate::Tokenizer;
 use fasq::model::random::{Random, Storage};
 use fasq::model::{Batch, Model, Session, SessionOptions, Source};
+use fasq::ops;
 use pollster::block_on;
 
 use crate::harness::{Checks, Device, EXACT};
 
-/// The device opened with `options`, one for all tests; None, and a line that says so, where there is no adapter.
-fn open(device: &'static OnceLock<Option<Wgpu>>, options: Options) -> Option<Wgpu> {
-    let opened = device
-        .get_or_init(|| block_on(Wgpu::open(options)).inspect_err(|e| eprintln!("NOT TESTED: {e}")).ok());
+/// The device opened within `limits`, one for all tests; None, and a line that says so, where there is no adapter.
+fn open(device: &'static OnceLock<Option<Wgpu>>, limits: Limits) -> Option<Wgpu> {
+    let opened = device.get_or_init(|| {
+        block_on(test_support::open(limits)).inspect_err(|e| eprintln!("NOT TESTED: {e}")).ok()
+    });
     opened.clone()
 }
 
-/// Everything that the adapter offers, in f32, and the kernels that GPUs run.
+/// Everything that the adapter offers, in f32.
 pub fn full() -> Option<Wgpu> {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
-    open(&DEVICE, Options { gpu_kernels: true, matmul: Some(Matmul::Tile), ..Options::default() })
+    open(&DEVICE, Limits { tensor: false, ..Limits::default() })
 }
 
-/// The same on a GPU only: a CPU takes minutes for long texts.
+/// The same on a GPU only: a software adapter takes minutes for long texts.
 pub fn gpu() -> Option<Wgpu> {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
-    open(&DEVICE, Options { software: false, matmul: Some(Matmul::Tile), ..Options::default() })
+    open(&DEVICE, Limits { software: false, tensor: false, ..Limits::default() })
 }
 
-/// Many rows by looking products up.
+/// Many rows by the paper's LUT GEMM.
 pub fn lut() -> Option<Wgpu> {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
-    open(&DEVICE, Options { matmul: Some(Matmul::Lut), ..Options::default() })
+    open(&DEVICE, Limits { lut: true, tensor: false, ..Limits::default() })
 }
 
 /// What users run: many rows go through matrix units in f16, where there are any.
 pub fn half() -> Option<Wgpu> {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
-    let device = open(&DEVICE, Options::default())?;
+    let device = open(&DEVICE, Limits::default())?;
     if !device.has_tensor() {
         eprintln!("NOT TESTED: no matrix units");
         return None;
@@ -50,17 +54,17 @@ pub fn half() -> Option<Wgpu> {
     Some(device)
 }
 
-/// Without subgroups, the kernels that suit a software adapter where it is one, with as little workgroup memory as every adapter has, and with weights bound in small slices.
+/// Without subgroups, with as little workgroup memory as every adapter has, and with weights bound in small slices.
 pub fn plain() -> Option<Wgpu> {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
-    let options = Options {
+    let limits = Limits {
         subgroups: false,
-        matmul: Some(Matmul::Tile),
+        tensor: false,
         weight_slice: 1 << 17,
         workgroup_memory: 16 << 10,
-        ..Options::default()
+        ..Limits::default()
     };
-    open(&DEVICE, options)
+    open(&DEVICE, limits)
 }
 
 /// Kernels of a decoded token at most: for each layer, and for embedding, gathering, the last norm and the head.
@@ -73,7 +77,7 @@ fn most_kernels(config: &ModelConfig) -> usize {
 fn a_token_takes_few_kernels() {
     // A device of its own: other tests count on theirs.
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
-    let Some(device) = open(&DEVICE, Options::default()) else { return };
+    let Some(device) = open(&DEVICE, Limits::default()) else { return };
     let random = |config: &str| {
         let spec = |text: &str| Some(text.parse().expect("a spec"));
         let storage = Storage { linear: spec("2-256@universal"), head: spec("2-256@universal") };
@@ -82,7 +86,7 @@ fn a_token_takes_few_kernels() {
     let mut sources: Vec<Source> =
         crate::forward::fixtures().iter().map(|dir| Source::open(dir).expect("a fixture")).collect();
     sources.extend([crate::decode::LLAMA, crate::decode::QWEN3].map(random));
-    // There each layout has a kernel of its own, because long ones take too long to compile.
+    // Kernels of many specs are long, and SwiftShader takes minutes to compile them.
     if !device.describe().contains("SwiftShader") {
         sources.push(random(crate::decode::QWEN35));
         sources.push(Source::open(DEMO.as_ref()).expect("the built-in model"));
@@ -140,7 +144,7 @@ fn the_demo_model_has_the_perplexity_of_the_cpu() {
 #[test]
 fn a_model_larger_than_the_memory_is_an_error() {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
-    let Some(device) = open(&DEVICE, Options { memory: 100 << 20, ..Options::default() }) else { return };
+    let Some(device) = open(&DEVICE, Limits { memory: Some(100 << 20), ..Limits::default() }) else { return };
     assert!(device.check_room(30 << 20).is_ok());
     let error = device.check_room(5 << 30).expect_err("an error").to_string();
     assert!(error.contains("has 0.10 GiB of memory, the model takes 5.06 GiB"), "{error}");
@@ -155,7 +159,7 @@ fn a_model_larger_than_the_memory_is_an_error() {
 #[test]
 fn what_an_adapter_cannot_bind_is_an_error() {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
-    let Some(device) = open(&DEVICE, Options { weight_slice: 1 << 16, ..Options::default() }) else { return };
+    let Some(device) = open(&DEVICE, Limits { weight_slice: 1 << 16, ..Limits::default() }) else { return };
     let bytes = vec![0; 64 * 4096];
     let wide = WeightData::Dense { dtype: Dtype::F32, rows: 64, cols: 1024, bytes: &bytes };
     let error = device.weight(&[wide]).err().expect("an error").to_string();
@@ -165,4 +169,123 @@ fn what_an_adapter_cannot_bind_is_an_error() {
     // Nothing of it stays behind.
     let buffer = device.upload(&[1, 2, 3]).expect("a small buffer");
     assert_eq!(block_on(device.read(&buffer, 1, 2)).expect("its words"), [2, 3]);
+}
+
+/// NaN of either sign is larger than everything; of equals, and of the two zeros, the lowest position wins.
+#[test]
+fn argmax_orders_as_top_k_does() {
+    let Some(device) = full() else { return };
+    let dim = 5000;
+    let row = |fill: f32, values: &[(usize, f32)]| {
+        let mut row = vec![fill; dim];
+        values.iter().for_each(|(i, v)| row[*i] = *v);
+        row
+    };
+    let rows = [
+        (0, row(f32::NAN, &[])),
+        (0, row(f32::NEG_INFINITY, &[])),
+        (0, row(-1.0, &[])),
+        (4999, row(-1.0, &[(4999, -0.5)])),
+        (10, row(0.0, &[(3, f32::INFINITY), (10, f32::NAN), (4321, f32::NAN)])),
+        (4000, row(0.0, &[(4000, -f32::NAN), (17, f32::INFINITY)])),
+        (70, row(-1.0, &[(70, -0.0), (71, 0.0)])),
+        (256, row(f32::MIN, &[(256, 1e-40), (257, 1e-41), (300, -1e-40)])),
+        (2048, row(1.0, &[(2048, 1e30), (2049, 1e30), (12, -1e30)])),
+    ];
+    let values: Vec<f32> = rows.iter().flat_map(|(_, row)| row.iter().copied()).collect();
+    let x = device.upload(bytemuck::cast_slice(&values)).expect("rows");
+    let found = block_on(device.argmax(&x, rows.len(), dim)).expect("positions");
+    let expected: Vec<u32> = rows.iter().map(|(position, _)| *position).collect();
+    assert_eq!(found, expected);
+    let by_top_k: Vec<u32> = rows.iter().map(|(_, row)| ops::top_k(row, 1)[0].0).collect();
+    assert_eq!(found, by_top_k);
+}
+
+/// An error that names operation, limit and value, where a kernel's arrays would be too short.
+#[test]
+fn sizes_beyond_a_kernels_limits_are_errors() {
+    let Some(device) = full() else { return };
+    let buffer = || device.alloc(4096).expect("a buffer");
+    let (x, w, index) = (buffer(), buffer(), buffer());
+    let (mut a, mut b, mut y) = (buffer(), buffer(), buffer());
+    let mut c = device.begin().expect("commands");
+    let fails = |result: fasq::Result<()>, parts: [&str; 3]| {
+        let error = result.expect_err(parts[0]).to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}: not {parts:?}");
+    };
+
+    let params = ops::RmsNormParams { rows: 1, dim: 1024, rotate: 1024, ..Default::default() };
+    let op = ops::RmsNorm { x: &x, weight: &w, y: &mut y, params };
+    fails(device.rms_norm(&mut c, op), ["rms_norm", "at most 512", "1024"]);
+    let params = ops::RotateParams { rows: 1, dim: 1024, rotate: 1024 };
+    fails(device.rotate(&mut c, ops::Rotate { x: &x, y: &mut y, params }), ["rotate", "at most 512", "1024"]);
+    let params = ops::SwiGluParams { rows: 1, dim: 1024, rotate: 1024 };
+    fails(device.swiglu(&mut c, ops::SwiGlu { x: &x, y: &mut y, params }), ["swiglu", "at most 512", "1024"]);
+    let params = ops::GatedNormParams { rows: 1, heads: 8, dim: 128, rotate: 1024, ..Default::default() };
+    let op = ops::GatedNorm { x: &x, gate: &x, weight: &w, y: &mut y, params };
+    fails(device.gated_norm(&mut c, op), ["gated_norm", "at most 512", "1024"]);
+
+    let params = ops::RopeCacheParams {
+        rows: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 320,
+        context: 4,
+        ..Default::default()
+    };
+    let op = ops::RopeCache {
+        qkv: &mut y,
+        q_norm: None,
+        k_norm: None,
+        inv_freq: &w,
+        rows: &index,
+        k_cache: &mut a,
+        v_cache: &mut b,
+        params,
+    };
+    fails(device.rope_cache(&mut c, op), ["head_dim of rope_cache", "at most 256", "320"]);
+    let sizes = ops::AttentionParams { rows: 1, segments: 1, heads: 1, kv_heads: 1, ..Default::default() };
+    for (params, parts) in [
+        (ops::AttentionParams { head_dim: 320, ..sizes }, ["head_dim of attention", "at most 256", "320"]),
+        (ops::AttentionParams { head_dim: 64, rotate: 1024, ..sizes }, ["attention", "at most 512", "1024"]),
+        (
+            ops::AttentionParams { head_dim: 64, kv_heads: 0, ..sizes },
+            ["kv_heads of attention", "at least 1", "0"],
+        ),
+    ] {
+        let op = ops::Attention {
+            qkv: &x,
+            k_cache: &a,
+            v_cache: &b,
+            rows: &index,
+            segments: &index,
+            y: &mut y,
+            params,
+        };
+        fails(device.attention(&mut c, op), parts);
+    }
+
+    let params = ops::CausalConvParams { rows: 1, segments: 1, channels: 4, kernel: 9, stride: 4 };
+    let op = ops::CausalConv { x: &x, weight: &w, segments: &index, state: &mut a, y: &mut y, params };
+    fails(device.causal_conv(&mut c, op), ["kernel of causal_conv", "at most 8", "9"]);
+    let params = ops::DeltaRuleParams {
+        rows: 1,
+        segments: 1,
+        key_heads: 1,
+        value_heads: 1,
+        key_dim: 257,
+        value_dim: 4,
+        ..Default::default()
+    };
+    let op = ops::DeltaRule {
+        qkv: &x,
+        proj: &x,
+        a_log: &w,
+        dt_bias: &w,
+        segments: &index,
+        state: &mut a,
+        y: &mut y,
+        params,
+    };
+    fails(device.delta_rule(&mut c, op), ["key_dim of delta_rule", "at most 256", "257"]);
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fasq::backend::Backend;
 use fasq::backend::cpu::Cpu;
-use fasq::backend::wgpu::{Options, Wgpu};
+use fasq::backend::wgpu::Wgpu;
 use fasq::format::Reader;
 use fasq::generate::{Generator, Limits, Sampler, Sampling, Tokenizer};
 use fasq::model::{Model, Source};
@@ -87,7 +87,7 @@ impl Engine {
         match backend {
             "cpu" => Ok(start(Cpu, None, reader).await?),
             "wgpu" => {
-                let wgpu = Wgpu::open(Options::default()).await?;
+                let wgpu = Wgpu::open(0).await?;
                 let binding = wgpu.weight_slice();
                 Ok(start(wgpu, Some(binding), reader).await?)
             }

@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::pipelines::{Arg, Constants, Kept, Kernel};
+use super::shader::Shader;
 use super::waiting::Waiting;
 use super::{Buffer, Wgpu};
 use crate::backend::Key;
@@ -16,7 +17,7 @@ const MAX_KEPT: usize = 8;
 #[derive(Default)]
 pub struct Commands {
     kernels: Vec<Kernel>,
-    /// What the next operation may take in.
+    /// An operation that may share a kernel with the next one.
     pub(super) waiting: Option<Waiting>,
 }
 
@@ -25,7 +26,7 @@ impl Wgpu {
     pub(super) fn dispatch(
         &self,
         commands: &mut Commands,
-        name: &'static str,
+        shader: Shader,
         constants: Constants<'_>,
         args: &[Arg<'_>],
         grid: [usize; 2],
@@ -33,9 +34,9 @@ impl Wgpu {
         let limit = self.0.device.max_grid;
         if let Some(size) = grid.iter().find(|size| **size > limit) {
             let expected = format!("at most {limit} workgroups");
-            return Err(Error::mismatch(format!("kernel {name}"), expected, size));
+            return Err(Error::mismatch(format!("kernel {}", shader.name()), expected, size));
         }
-        let pipeline = self.0.cache.pipeline(&self.0.device, name, constants)?;
+        let pipeline = self.0.cache.pipeline(&self.0.device, shader, constants)?;
         let group = self.0.cache.bind_group(&self.0.device, &pipeline, args);
         commands.kernels.push(Kernel { pipeline, group, grid: grid.map(|n| n as u32) });
         Ok(())

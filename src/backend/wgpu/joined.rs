@@ -1,16 +1,15 @@
-//! Operations in one kernel with those that waited for them.
+//! Kernels that do several operations at once, and those of operations that were held back in vain.
 
 use super::commands::Commands;
+use super::limits::DELTA_COLUMNS;
 use super::pipelines::Arg;
+use super::shader::Shader;
 use super::waiting::{Conv, Delta, Rope, Waiting};
 use super::{Buffer, Wgpu};
 use crate::{Result, ops};
 
-/// Columns of a delta net's state that a workgroup of delta_rule.wgsl takes.
-const DELTA_COLUMNS: usize = 32;
-
 impl Wgpu {
-    /// Starts what waits.
+    /// Records what was held back.
     pub(super) fn flush(&self, c: &mut Commands) -> Result<()> {
         match c.waiting.take() {
             None => Ok(()),
@@ -24,21 +23,21 @@ impl Wgpu {
     }
 
     fn start_rope(&self, c: &mut Commands, rope: &Rope) -> Result<()> {
-        let nothing = &self.0.nothing;
+        let unused = &self.0.unused;
         let p = rope.params;
         let args = [
             Arg::Params(p.words()),
             Arg::Buffer(&rope.qkv),
-            Arg::Buffer(rope.q_norm.as_ref().unwrap_or(nothing)),
-            Arg::Buffer(rope.k_norm.as_ref().unwrap_or(nothing)),
+            Arg::Buffer(rope.q_norm.as_ref().unwrap_or(unused)),
+            Arg::Buffer(rope.k_norm.as_ref().unwrap_or(unused)),
             Arg::Buffer(&rope.inv_freq),
             Arg::Buffer(&rope.rows),
             Arg::Buffer(&rope.k_cache),
             Arg::Buffer(&rope.v_cache),
         ];
-        let constants = [("HAS_NORMS", rope.q_norm.is_some().into()), ("HEAD_ROOM", p.head_dim)];
+        let constants = [("HAS_NORMS", rope.q_norm.is_some().into()), ("HEAD_ELEMENTS", p.head_dim)];
         let grid = [(p.heads + 2 * p.kv_heads) as usize, p.rows as usize];
-        self.dispatch(c, "rope_cache", &constants, &args, grid)
+        self.dispatch(c, Shader::RopeCache, &constants, &args, grid)
     }
 
     fn start_conv(&self, c: &mut Commands, conv: &Conv) -> Result<()> {
@@ -51,9 +50,9 @@ impl Wgpu {
             Arg::Buffer(&conv.state),
             Arg::Buffer(&conv.y),
         ];
-        let workgroup = self.0.device.workgroup("causal_conv");
+        let workgroup = self.0.device.workgroup(Shader::CausalConv);
         let grid = [(p.channels as usize).div_ceil(workgroup), p.segments as usize];
-        self.dispatch(c, "causal_conv", &[], &args, grid)
+        self.dispatch(c, Shader::CausalConv, &[], &args, grid)
     }
 
     pub(super) fn start_delta(&self, c: &mut Commands, delta: &Delta) -> Result<()> {
@@ -69,7 +68,7 @@ impl Wgpu {
             Arg::Buffer(&delta.y),
         ];
         let tiles = (p.value_dim as usize).div_ceil(DELTA_COLUMNS);
-        self.dispatch(c, "delta_rule", &[], &args, [p.value_heads as usize * tiles, p.segments as usize])
+        self.dispatch(c, Shader::DeltaRule, &[], &args, [p.value_heads as usize * tiles, p.segments as usize])
     }
 
     /// Records the `causal_conv` and `delta_rule` that wait and this norm of theirs as one, if it can be.
@@ -103,7 +102,7 @@ impl Wgpu {
         args.extend(buffers.iter().map(Arg::Buffer));
         c.waiting = None;
         let grid = [(p.value_heads / heads) as usize, p.segments as usize];
-        self.dispatch(c, "delta_step", &constants, &args, grid)?;
+        self.dispatch(c, Shader::DeltaStep, &constants, &args, grid)?;
         Ok(true)
     }
 }

@@ -1,58 +1,115 @@
 //! Linear layers: which kernel a weight is multiplied with, and how it is specialised.
 
 use super::commands::Commands;
-use super::device::{Matmul, UNIFORM};
 use super::layout::Layout;
+use super::limits::{
+    DENSE_LANES, DENSE_W_ROWS, DENSE_X_ROWS, LUT_W_ROWS, LUT_X_ROWS, MATVEC_ROWS, MAX_SPANS,
+    TABLE_CENTROID_WORDS, TABLE_CODE_WORDS, TABLE_COLUMNS, TENSOR_COLUMNS, TENSOR_W_ROWS, TENSOR_X_ROWS,
+    TILE_COLUMNS, TILE_W_ROWS, TILE_X_ROWS,
+};
 use super::pipelines::Arg;
+use super::shader::Shader;
 use super::weight::{ALIGN, Slice, Weight};
 use super::{Buffer, Wgpu};
 use crate::{Result, ops};
 
-/// Up to this many rows, a product-quantized weight is multiplied row by row without decoding it.
-const MATVEC_ROWS: usize = 4;
+/// Up to this many rows of x, a product-quantized weight is multiplied row by row, without decoding tiles of it.
+const FEW_ROWS: usize = 4;
 /// Workgroups that keep a GPU busy.
 const BUSY: usize = 512;
 /// Words of a span in spans.wgsl.
 const SPAN_WORDS: usize = 12;
-/// Workgroup memory of the linear kernels besides their table.
+/// Bytes of workgroup memory of the linear kernels besides their codebook.
 const TILES_MEMORY: usize = 13 << 10;
-
 /// Most invocations that share a row in pq_matvec_table.wgsl, and workgroups that keep a GPU busy with it.
 const TABLE_LANES: usize = 128;
 const TABLE_BUSY: usize = 800;
-/// Workgroup memory of pq_matmul_tensor.wgsl besides its table.
+/// Bytes of workgroup memory of pq_matmul_tensor.wgsl besides its codebook.
 const TENSOR_MEMORY: usize = 29 << 10;
 
-impl Wgpu {
-    /// The constants of codes.wgsl for a slice. A CPU's caches hold a table as well as its workgroup memory would.
-    pub(super) fn codes(&self, slice: &Slice) -> [(&'static str, u32); 6] {
+/// How many rows of x are multiplied by a product-quantized slice.
+enum Algorithm {
+    /// Tiles of the weight are decoded.
+    Tile,
+    /// Tiles are decoded and multiplied on matrix units, in f16.
+    Tensor,
+    /// The paper's LUT GEMM: products of x with all centroids are looked up.
+    Lut,
+}
+
+/// How a kernel reads a slice's codes: what the constants of codes.wgsl are made of.
+#[derive(Clone, Copy)]
+pub(super) struct Codes {
+    d: usize,
+    bits: usize,
+    /// Words of a codebook.
+    book: usize,
+    /// Whether all subspaces share a codebook.
+    single: bool,
+    /// Whether it is brought into workgroup memory.
+    shared: bool,
+}
+
+impl Codes {
+    /// Those of a slice whose codebook, if it is one, may take `memory` bytes of workgroup memory.
+    pub fn new(slice: &Slice, memory: usize) -> Self {
         let Layout::Pq { d, bits, book, .. } = slice.layout else {
-            return [("D", 1), ("BITS", 1), ("BOOK", 1), ("SINGLE", 1), ("SHARED", 0), ("TABLE", 1)];
+            return Self { d: 1, bits: 1, book: 1, single: true, shared: false };
         };
-        let room = (self.0.device.workgroup_memory as usize - TILES_MEMORY) / 4;
         let single = slice.single();
-        let shared = single && book <= room && !self.0.device.is_software();
-        let sizes = [("D", d), ("BITS", bits), ("BOOK", book), ("TABLE", if shared { book } else { 1 })];
-        let [d, bits, book, table] = sizes.map(|(name, value)| (name, value as u32));
-        [d, bits, book, ("SINGLE", single.into()), ("SHARED", shared.into()), table]
+        Self { d, bits, book, single, shared: single && 4 * book <= memory }
+    }
+
+    /// Centroids of a codebook.
+    fn k(self) -> usize {
+        self.book / self.d.div_ceil(2)
+    }
+
+    /// Words of the codebook in workgroup memory; an array has at least one.
+    fn table(self) -> usize {
+        if self.shared { self.book } else { 1 }
+    }
+
+    pub fn constants(self) -> [(&'static str, u32); 6] {
+        [
+            ("D", self.d as u32),
+            ("BITS", self.bits as u32),
+            ("BOOK", self.book as u32),
+            ("SINGLE", self.single.into()),
+            ("SHARED", self.shared.into()),
+            ("TABLE", self.table() as u32),
+        ]
+    }
+
+    /// The spec of spans.wgsl.
+    fn spec(self, slice: &Slice) -> u32 {
+        let sizes = self.d | self.bits << 5 | (self.k().ilog2() as usize) << 10;
+        let dense = matches!(slice.layout, Layout::Dense(_));
+        let flags = [self.single, self.shared, slice.ragged(), dense];
+        (15..).zip(flags).fold(sizes as u32, |word, (bit, flag)| word | u32::from(flag) << bit)
+    }
+}
+
+impl Wgpu {
+    /// How the kernels that decode tiles, or multiply few rows, read a slice's codes.
+    fn codes(&self, slice: &Slice) -> Codes {
+        let memory = self.0.device.capabilities.workgroup_memory as usize;
+        Codes::new(slice, memory.saturating_sub(TILES_MEMORY))
     }
 
     /// The LANES and TILES of pq_matvec for slices, and the rows of a workgroup.
     fn lanes(&self, slices: &[Slice]) -> (usize, usize, usize) {
-        let workgroup = self.0.device.workgroup("pq_matvec");
-        if self.0.device.is_software() {
-            return (2, 1, 2 * workgroup);
-        }
-        let streams = slices.iter().map(Slice::chunks).max().unwrap_or(1);
+        let workgroup = self.0.device.workgroup(Shader::PqMatvec);
+        let streams = slices.iter().map(Slice::chunks).fold(1, usize::max);
         let rows: usize = slices.iter().map(|slice| slice.rows).sum();
-        let tile = |lanes| 4 * workgroup / lanes;
+        let tile = |lanes| MATVEC_ROWS * workgroup / lanes;
         let mut lanes = streams.next_power_of_two().clamp(16, 64);
         while lanes < streams && lanes < workgroup && rows / tile(lanes) < BUSY {
             lanes *= 2;
         }
         // Rows of a workgroup share a table.
-        let tiles = (rows / tile(lanes) / BUSY).clamp(1, 4).min(ALIGN / tile(lanes));
-        let tiles = 1 << tiles.max(1).ilog2();
+        let tiles = (rows / tile(lanes) / BUSY).clamp(1, 4).min(ALIGN / tile(lanes)).max(1);
+        let tiles = 1 << tiles.ilog2();
         (lanes, tiles, tile(lanes) * tiles)
     }
 
@@ -61,7 +118,7 @@ impl Wgpu {
         for slices in op.weight.slices.chunk_by(|a, b| a.words.id() == b.words.id()) {
             let dense = slices.iter().all(|slice| matches!(slice.layout, Layout::Dense(_)));
             // Dense slices have a kernel of their own.
-            if slices.len() > 1 && !dense && op.params.rows as usize <= MATVEC_ROWS {
+            if slices.len() > 1 && !dense && op.params.rows as usize <= FEW_ROWS {
                 self.matvec(c, op, slices)?;
             } else {
                 slices.iter().try_for_each(|slice| self.linear_slice(c, op, slice))?;
@@ -70,71 +127,44 @@ impl Wgpu {
         Ok(())
     }
 
-    /// The spec of a slice as spans.wgsl has it.
-    fn spec(&self, slice: &Slice) -> u32 {
-        let [d, bits, book, single, shared, _] = self.codes(slice).map(|(_, value)| value);
-        let dense = matches!(slice.layout, Layout::Dense(_));
-        let flags = [single, shared, slice.ragged().into(), dense.into()];
-        let sizes = d | bits << 5 | (book / d.div_ceil(2)).ilog2() << 10;
-        (15..).zip(flags).fold(sizes, |word, (bit, flag)| word | flag << bit)
-    }
-
-    /// Few rows times the slices that lie in the same buffers (spans.wgsl).
+    /// Few rows of x times up to [`MAX_SPANS`] slices that lie in the same buffers (spans.wgsl).
     fn matvec(&self, c: &mut Commands, op: &ops::Linear<'_, Buffer, Weight>, slices: &[Slice]) -> Result<()> {
-        let by_rows = self.0.device.rows;
-        let (lanes, tiles, mut together) = self.lanes(slices);
-        if by_rows {
-            together = 4 * self.0.device.workgroup("pq_matvec_rows");
-        }
-        let specs: Vec<u32> = slices.iter().map(|slice| self.spec(slice)).collect();
+        let (lanes, tiles, rows_per_workgroup) = self.lanes(slices);
+        let codes: Vec<Codes> = slices.iter().map(|slice| self.codes(slice)).collect();
+        let mut specs: Vec<u32> = codes.iter().zip(slices).map(|(codes, slice)| codes.spec(slice)).collect();
         let (mut spans, mut begin) = (Vec::new(), 0);
         for (slice, spec) in slices.iter().zip(&specs) {
-            let count = slice.rows.div_ceil(together);
+            let count = slice.rows.div_ceil(rows_per_workgroup);
             spans.extend(slice.span(begin, count, *spec));
             begin += count;
         }
-        spans.resize(4 * SPAN_WORDS, 0);
-        let mut constants = vec![("HAS_BIAS", op.bias.is_some().into())];
-        if by_rows {
-            constants.push(("SINGLE", slices.iter().all(Slice::single).into()));
-        } else {
-            let spec = |i: usize| specs.get(i).copied().unwrap_or(0);
-            let table = slices.iter().map(|slice| self.codes(slice)[5].1).max().unwrap_or(1);
-            constants.extend([
-                ("SPANS", slices.len() as u32),
-                ("SPEC_0", spec(0)),
-                ("SPEC_1", spec(1)),
-                ("SPEC_2", spec(2)),
-                ("SPEC_3", spec(3)),
-                ("LANES", lanes as u32),
-                ("TILES", tiles as u32),
-                ("TABLE", table),
-            ]);
-        }
-        let nothing = &self.0.nothing;
-        let whole = |part: &Option<Buffer>| part.as_ref().unwrap_or(nothing).whole();
-        let (words, tables, places) =
-            (slices[0].words.whole(), whole(&slices[0].tables), whole(&slices[0].places));
-        let cols = slices[0].cols as u64;
-        let short = [u64::from(op.params.rows) * cols * 4, tables.raw().size()].iter().all(|n| *n <= UNIFORM);
-        let uniform = by_rows && short && self.0.device.uniforms;
-        let lookup = |buffer| if uniform { Arg::Uniform(buffer) } else { Arg::Buffer(buffer) };
+        spans.resize(MAX_SPANS * SPAN_WORDS, 0);
+        specs.resize(MAX_SPANS, 0);
+        let constants = [
+            ("HAS_BIAS", op.bias.is_some().into()),
+            ("SPANS", slices.len() as u32),
+            ("SPEC_0", specs[0]),
+            ("SPEC_1", specs[1]),
+            ("SPEC_2", specs[2]),
+            ("SPEC_3", specs[3]),
+            ("LANES", lanes as u32),
+            ("TILES", tiles as u32),
+            ("TABLE", codes.iter().map(|codes| codes.table() as u32).fold(1, u32::max)),
+        ];
+        let unused = &self.0.unused;
+        let (words, tables, row_info) =
+            (slices[0].words.whole(), slices[0].tables.whole(), slices[0].row_info.whole());
         let args = [
             Arg::Params(op.params.words()),
             Arg::Params(spans),
-            Arg::Buffer(&places),
-            Arg::Buffer(op.bias.unwrap_or(nothing)),
+            Arg::Buffer(&row_info),
+            Arg::Buffer(op.bias.unwrap_or(unused)),
             Arg::Buffer(op.y),
             Arg::Buffer(&words),
-            lookup(op.x),
-            lookup(&tables),
+            Arg::Buffer(op.x),
+            Arg::Buffer(&tables),
         ];
-        let kernel = match (by_rows, uniform) {
-            (true, true) => "pq_matvec_rows_uniform",
-            (true, false) => "pq_matvec_rows",
-            _ => "pq_matvec",
-        };
-        self.kernel(c, kernel, &constants, &args, [begin, op.params.rows as usize])
+        self.kernel(c, Shader::PqMatvec, &constants, &args, [begin, op.params.rows as usize])
     }
 
     fn linear_slice(
@@ -143,97 +173,91 @@ impl Wgpu {
         op: &ops::Linear<'_, Buffer, Weight>,
         slice: &Slice,
     ) -> Result<()> {
-        let nothing = &self.0.nothing;
+        let unused = &self.0.unused;
         let rows = op.params.rows as usize;
         let (x, y) = (Arg::Buffer(op.x), Arg::Buffer(op.y));
         let (params, weight) = (Arg::Params(op.params.words()), Arg::Params(slice.params()));
         let has_bias = ("HAS_BIAS", op.bias.is_some().into());
-        let bias = Arg::Buffer(op.bias.unwrap_or(nothing));
+        let bias = Arg::Buffer(op.bias.unwrap_or(unused));
         let words = Arg::Buffer(&slice.words);
-        let Layout::Pq { .. } = slice.layout else {
+        let Layout::Pq { d, bits, book, .. } = slice.layout else {
             let constants = [("FORMAT", slice.layout.format()), has_bias];
             let args = [params, weight, x, words, bias, y];
-            return self.kernel(
-                c,
-                "dense_matmul",
-                &constants,
-                &args,
-                [slice.rows.div_ceil(self.0.device.workgroup("dense_matmul") / 8), rows.div_ceil(4)],
-            );
+            let w_rows = DENSE_W_ROWS * self.0.device.workgroup(Shader::DenseMatmul) / DENSE_LANES;
+            let grid = [slice.rows.div_ceil(w_rows), rows.div_ceil(DENSE_X_ROWS)];
+            return self.kernel(c, Shader::DenseMatmul, &constants, &args, grid);
         };
-        let tables = Arg::Buffer(slice.tables.as_ref().unwrap_or(nothing));
-        let places = Arg::Buffer(slice.places.as_ref().unwrap_or(nothing));
-        let args = [params, weight, x, words, tables, places, bias, y];
-        let ragged = ("RAGGED", slice.ragged().into());
-        let [d, bits, book, single, shared, table] = self.codes(slice);
-        if rows <= MATVEC_ROWS
-            && let Some((sizes, together)) = self.table(slice)
-        {
-            let constants = [&sizes[..], &[ragged, has_bias]].concat();
-            self.kernel(c, "pq_matvec_table", &constants, &args, [slice.rows.div_ceil(together), rows])
-        } else if rows <= MATVEC_ROWS {
-            self.matvec(c, op, std::slice::from_ref(slice))
-        } else {
-            match self.matmul(slice) {
-                Matmul::Lut => {
-                    let k = book.1 / d.1.div_ceil(2);
-                    let sizes = [("K", k), ("PRODUCTS", 2 * k), ("SHARED", 0), ("TABLE", 1)];
-                    let constants = [&[d, bits, book, single][..], &sizes, &[has_bias]].concat();
-                    let together = 4 * self.0.device.workgroup("pq_matmul_lut");
-                    let grid = [slice.rows.div_ceil(together), rows.div_ceil(4)];
-                    self.kernel(c, "pq_matmul_lut", &constants, &args, grid)
-                }
-                Matmul::Tile => {
-                    let streams = ("STREAMS", 16 / d.1);
-                    let constants = [d, bits, book, single, shared, table, streams, has_bias];
-                    let grid = [slice.rows.div_ceil(64), rows.div_ceil(128)];
-                    self.kernel(c, "pq_matmul", &constants, &args, grid)
-                }
-                Matmul::Tensor => {
-                    let constants = [d, bits, book, ("STREAMS", 32 / d.1), has_bias];
-                    let grid = [slice.rows.div_ceil(128), rows.div_ceil(128)];
-                    self.kernel(c, "pq_matmul_tensor", &constants, &args, grid)
-                }
-            }
+        let (tables, row_info) = (Arg::Buffer(&slice.tables), Arg::Buffer(&slice.row_info));
+        let args = [params, weight, x, words, tables, row_info, bias, y];
+        if rows <= FEW_ROWS {
+            let Some((sizes, rows_per_workgroup)) = self.table(slice) else {
+                return self.matvec(c, op, std::slice::from_ref(slice));
+            };
+            let constants = [&sizes[..], &[("RAGGED", slice.ragged().into()), has_bias]].concat();
+            let grid = [slice.rows.div_ceil(rows_per_workgroup), rows];
+            return self.kernel(c, Shader::PqMatvecTable, &constants, &args, grid);
         }
+        let (shader, constants, tile) = match self.algorithm(slice) {
+            Algorithm::Tile => {
+                let streams = ("STREAMS", (TILE_COLUMNS / d) as u32);
+                let constants = [&self.codes(slice).constants()[..], &[streams, has_bias]].concat();
+                (Shader::PqMatmul, constants, [TILE_W_ROWS, TILE_X_ROWS])
+            }
+            Algorithm::Tensor => {
+                let sizes = [("D", d), ("BITS", bits), ("BOOK", book), ("STREAMS", TENSOR_COLUMNS / d)]
+                    .map(as_constant);
+                let constants = [&sizes[..], &[has_bias]].concat();
+                (Shader::PqMatmulTensor, constants, [TENSOR_W_ROWS, TENSOR_X_ROWS])
+            }
+            Algorithm::Lut => {
+                let codes = Codes::new(slice, 0);
+                let sizes = [("K", codes.k()), ("PRODUCTS", 2 * codes.k())].map(as_constant);
+                let constants = [&codes.constants()[..], &sizes, &[has_bias]].concat();
+                let w_rows = LUT_W_ROWS * self.0.device.workgroup(Shader::PqMatmulLut);
+                (Shader::PqMatmulLut, constants, [w_rows, LUT_X_ROWS])
+            }
+        };
+        self.kernel(c, shader, &constants, &args, [slice.rows.div_ceil(tile[0]), rows.div_ceil(tile[1])])
     }
 
-    /// The way to multiply many rows by a slice.
-    fn matmul(&self, slice: &Slice) -> Matmul {
-        let device = &self.0.device;
-        let Layout::Pq { d, bits, book, .. } = slice.layout else { return Matmul::Tile };
-        let memory = device.workgroup_memory as usize;
-        // Whole pairs of columns, one table, codes that fill words.
-        let tensor = device.tensor
-            && [2, 4].contains(&d)
+    /// What many rows of x are multiplied by a slice with.
+    fn algorithm(&self, slice: &Slice) -> Algorithm {
+        let capabilities = &self.0.device.capabilities;
+        let memory = capabilities.workgroup_memory as usize;
+        let Layout::Pq { d, bits, book, .. } = slice.layout else { return Algorithm::Tile };
+        // Two tables of products of four rows of x.
+        let lut = slice.one_codebook && 32 * book / d.div_ceil(2) + 64 <= memory;
+        // Whole pairs of columns, one codebook, codes that fill words.
+        let tensor = [2, 4].contains(&d)
             && 32 % bits == 0
             && slice.cols.is_multiple_of(d)
             && slice.single()
             && TENSOR_MEMORY + 4 * book <= memory;
-        let lut = slice.together && 32 * book / d.div_ceil(2) + 64 <= memory;
-        match device.matmul {
-            Some(Matmul::Lut) if lut => Matmul::Lut,
-            None | Some(Matmul::Tensor) if tensor => Matmul::Tensor,
-            _ => Matmul::Tile,
+        if capabilities.lut && lut {
+            Algorithm::Lut
+        } else if capabilities.tensor && tensor {
+            Algorithm::Tensor
+        } else {
+            Algorithm::Tile
         }
     }
 
     /// The constants of pq_matvec_table for a slice, if it is to be used, and the rows of a workgroup.
     fn table(&self, slice: &Slice) -> Option<([(&'static str, u32); 7], usize)> {
         let Layout::Pq { d, bits, book, .. } = slice.layout else { return None };
-        if !slice.single() || self.0.device.is_software() {
+        if !slice.single() {
             return None;
         }
-        // Whole codes, of which an invocation has up to 4 words, 32 columns and 16 words of centroids.
-        let few = |words: &usize| {
+        // Whole codes, as many as an invocation can hold.
+        let fits = |words: &usize| {
             let codes = 32 * words / bits;
             (32 * words).is_multiple_of(bits)
                 && bits.is_multiple_of(*words)
-                && codes * d <= 32
-                && codes * d.div_ceil(2) <= 16
+                && codes * d <= TABLE_COLUMNS
+                && codes * d.div_ceil(2) <= TABLE_CENTROID_WORDS
         };
-        let words = (1..=4).rev().find(few)?;
-        let workgroup = self.0.device.workgroup("pq_matvec_table");
+        let words = (1..=TABLE_CODE_WORDS).rev().find(fits)?;
+        let workgroup = self.0.device.workgroup(Shader::PqMatvecTable);
         let units = slice.chunks() * bits / words;
         // More rows at a time where there are enough of them.
         let most = if slice.rows >= 16 * TABLE_BUSY { TABLE_LANES / 2 } else { TABLE_LANES };
@@ -241,14 +265,14 @@ impl Wgpu {
         if units > TABLE_LANES {
             return None;
         }
-        let together = workgroup / lanes;
-        let mut passes = (ALIGN / together).max(4);
-        while passes > 4 && together * passes > 16 && slice.rows.div_ceil(together * passes) < TABLE_BUSY {
+        let at_a_time = workgroup / lanes;
+        let mut passes = (ALIGN / at_a_time).max(4);
+        while passes > 4 && at_a_time * passes > 16 && slice.rows.div_ceil(at_a_time * passes) < TABLE_BUSY {
             passes /= 2;
         }
         let parts = passes * workgroup;
         let memory = 4 * (book + parts + workgroup);
-        if together * passes > ALIGN || memory > self.0.device.workgroup_memory as usize {
+        if at_a_time * passes > ALIGN || memory > self.0.device.capabilities.workgroup_memory as usize {
             return None;
         }
         let constants = [
@@ -260,6 +284,10 @@ impl Wgpu {
             ("PASSES", passes),
             ("PARTS", parts),
         ];
-        Some((constants.map(|(name, n)| (name, n as u32)), together * passes))
+        Some((constants.map(as_constant), at_a_time * passes))
     }
+}
+
+fn as_constant((name, value): (&'static str, usize)) -> (&'static str, u32) {
+    (name, value as u32)
 }

@@ -1,15 +1,30 @@
 //! The wgpu backend: WGSL kernels (`shaders/`) on Vulkan, Metal, DX12, and WebGPU in a browser.
 //!
-//! A forward pass is one command buffer; decoding makes no GPU object per token, because the parameters of a kernel
-//! are the same for every token and bind groups are kept.
+//! A forward pass is one command buffer. Decoding creates no GPU object per token: the parameters of a kernel are the
+//! same for every token, and bind groups are kept.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `device` | the adapter, the device and what of it is used |
+//! | `shader`, `unroll`, `limits` | the kernels' sources, and the sizes that they are written for |
+//! | `pipelines` | compiled kernels and bind groups, each made once |
+//! | `commands` | lists of kernels: recorded, submitted, submitted again |
+//! | `layout`, `weight` | weights on the device |
+//! | `linear` | which kernel a weight is multiplied with |
+//! | `backend` | the operations of [`crate::backend::Backend`] |
+//! | `waiting`, `joined` | operations that share a kernel with a later one |
 
 mod backend;
 mod commands;
 mod device;
 mod joined;
 mod layout;
+mod limits;
 mod linear;
 mod pipelines;
+mod shader;
+#[cfg(any(test, feature = "test-support"))]
+pub mod test_support;
 mod unroll;
 mod waiting;
 mod weight;
@@ -18,11 +33,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub use commands::Commands;
-pub use device::{Matmul, Options};
 pub use weight::Weight;
 
 use crate::{Error, Result};
-use device::{Device, UNIFORM};
+use device::{Capabilities, Device, adapter};
+use limits::MAX_VALUE_HEADS;
 use pipelines::Cache;
 
 /// A GPU, opened.
@@ -32,12 +47,12 @@ pub struct Wgpu(Arc<Inner>);
 struct Inner {
     device: Device,
     cache: Arc<Cache>,
-    /// What a binding that a kernel does not use is bound to.
-    nothing: Buffer,
-    /// The buffer that results are read through, when nobody reads.
+    /// What bindings that a kernel does not use are bound to.
+    unused: Buffer,
+    /// The buffer that results are read through; None while one is.
     staging: Mutex<Option<wgpu::Buffer>>,
-    /// What argmax.wgsl found last.
-    found: Mutex<Option<Buffer>>,
+    /// The buffer that argmax.wgsl writes to; None while it is read.
+    maxima: Mutex<Option<Buffer>>,
     dispatches: AtomicU64,
 }
 
@@ -48,12 +63,12 @@ pub struct Buffer {
     part: Option<[u64; 2]>,
 }
 
-/// Parts of buffers begin at multiples of so many words.
+/// Words that the first word of a part is a multiple of: the 256 bytes that any adapter aligns bindings to.
 const PART_ALIGN: usize = 64;
 
 struct Storage {
     raw: wgpu::Buffer,
-    /// Unlike any other buffer's, and above any word of a parameter struct.
+    /// Unlike any other storage's.
     id: u64,
     cache: Arc<Cache>,
 }
@@ -66,7 +81,7 @@ impl Drop for Storage {
 
 impl Buffer {
     fn new(raw: wgpu::Buffer, cache: &Arc<Cache>) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1 << 32);
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Self { storage: Arc::new(Storage { raw, id, cache: cache.clone() }), part: None }
     }
@@ -84,7 +99,7 @@ impl Buffer {
         self.part.map_or(0, |[start, _]| start)
     }
 
-    /// What a kernel that uses this is bound to.
+    /// The binding of a kernel that uses this.
     fn binding(&self) -> wgpu::BufferBinding<'_> {
         let size = self.part.and_then(|[_, words]| wgpu::BufferSize::new(4 * words));
         wgpu::BufferBinding { buffer: self.raw(), offset: 4 * self.start(), size }
@@ -107,54 +122,64 @@ impl Buffer {
 }
 
 impl Wgpu {
-    /// Opens the best adapter that the options allow.
-    pub async fn open(options: Options) -> Result<Self> {
-        let device = Device::open(options).await?;
+    /// Opens the adapter of number `index`, 0 for the best.
+    pub async fn open(index: usize) -> Result<Self> {
+        let adapter = adapter(index, true).await?;
+        Self::open_as(&adapter, Capabilities::of(&adapter)).await
+    }
+
+    /// Opens an adapter with these of its capabilities.
+    async fn open_as(adapter: &wgpu::Adapter, capabilities: Capabilities) -> Result<Self> {
+        let device = Device::open(adapter, capabilities).await?;
         let cache = Arc::new(Cache::default());
         let raw = device.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("nothing"),
+            label: Some("unused"),
             size: 16,
             usage: wgpu::BufferUsages::STORAGE,
             mapped_at_creation: false,
         });
-        let nothing = Buffer::new(raw, &cache);
-        let (staging, found, dispatches) = (Mutex::new(None), Mutex::new(None), AtomicU64::new(0));
-        Ok(Self(Arc::new(Inner { device, cache, nothing, staging, found, dispatches })))
+        let unused = Buffer::new(raw, &cache);
+        let (staging, maxima, dispatches) = (Mutex::new(None), Mutex::new(None), AtomicU64::new(0));
+        Ok(Self(Arc::new(Inner { device, cache, unused, staging, maxima, dispatches })))
     }
 
-    /// [`Wgpu::open`] of any adapter by its number, for a program that can wait.
+    /// [`Wgpu::open`] for a program that can wait.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn new(index: usize) -> Result<Self> {
-        pollster::block_on(Self::open(Options { index, ..Options::default() }))
+        pollster::block_on(Self::open(index))
     }
 
-    /// Whether there is a GPU that is not the CPU in disguise.
+    /// Whether there is a GPU that can be used; a software adapter is none.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn has_gpu() -> bool {
-        pollster::block_on(Self::open(Options { software: false, ..Options::default() })).is_ok()
+        let open = async {
+            let adapter = adapter(0, false).await?;
+            Self::open_as(&adapter, Capabilities::of(&adapter)).await
+        };
+        pollster::block_on(open).is_ok()
     }
 
-    /// The adapter, and what it can.
+    /// What the adapter says of itself.
     pub fn adapter(&self) -> &wgpu::AdapterInfo {
         &self.0.device.info
     }
 
     /// Whether prompts are multiplied on matrix units, in f16.
     pub fn has_tensor(&self) -> bool {
-        self.0.device.tensor
+        self.0.device.capabilities.tensor
     }
 
-    /// Bytes of a weight that are bound at a time; a larger one takes several dispatches.
+    /// Bytes of a weight that are bound at a time; a larger weight takes several dispatches.
     pub fn weight_slice(&self) -> u64 {
-        self.0.device.weight_slice
+        self.0.device.capabilities.weight_slice
     }
 
     /// A storage buffer of `words` zeros.
     fn storage(&self, words: usize) -> Result<Buffer> {
         let Device { device, max_binding, .. } = &self.0.device;
-        // Uniforms have their whole length: that of delta_step.wgsl, or of rows_uniform.wgsl.
-        let least = if self.0.device.rows { UNIFORM } else { 256 };
-        let size = (words as u64).saturating_mul(4).max(least);
+        // Short ones can be bound as uniforms, which have their whole length (delta_step.wgsl).
+        let uniform = 4 * MAX_VALUE_HEADS as u64;
+        let size = (words as u64).saturating_mul(4).max(uniform);
         if size > *max_binding {
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
             let (most, name) = (mib(*max_binding), self.0.device.name());
@@ -162,7 +187,7 @@ impl Wgpu {
             return Err(Error::backend("wgpu", why));
         }
         use wgpu::BufferUsages as Usage;
-        let uniform = if self.0.device.rows || size == least { Usage::UNIFORM } else { Usage::empty() };
+        let uniform = if size == uniform { Usage::UNIFORM } else { Usage::empty() };
         let raw = device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size,
@@ -181,7 +206,7 @@ impl Wgpu {
         }
     }
 
-    /// Starts what was uploaded on its way, so that its staging memory comes free.
+    /// Submits the uploads so far, so that their staging memory is freed.
     fn flush_uploads(&self) {
         self.0.device.queue.submit([]);
     }

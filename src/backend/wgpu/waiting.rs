@@ -1,13 +1,8 @@
-//! Operations that wait for a later one, which may take them in.
+//! Operations that are held back because a later one may share a kernel with them.
 
 use super::Buffer;
+use super::limits::{MAX_BLOCK, MAX_CHANNELS, MAX_PRODUCTS, MAX_VALUE_HEADS};
 use crate::ops;
-
-/// Elements of value heads, value heads of a layer, products, and channels that delta_step.wgsl has room for.
-const MAX_BLOCK: u32 = 512;
-const MAX_VALUE_HEADS: u32 = 64;
-const MAX_PRODUCTS: u32 = 16;
-const MAX_CHANNELS: u32 = 2048;
 
 /// What was recorded and not yet started.
 pub enum Waiting {
@@ -99,7 +94,7 @@ impl Delta {
     }
 
     /// Value heads of a workgroup of delta_step.wgsl: all that share a key head and all of a block of the rotation
-    /// together. None where it has no room for them, or the norm is another's.
+    /// together. None where that is more than its limits, or the norm is of something else.
     pub fn heads(&self, norm: &ops::GatedNorm<'_, Buffer>) -> Option<u32> {
         let (p, n) = (&self.params, &norm.params);
         let per_key = p.value_heads / p.key_heads;
@@ -109,10 +104,10 @@ impl Delta {
         let keys = more / per_key;
         let fits = more.is_multiple_of(less)
             && p.value_heads.is_multiple_of(more)
-            && more * p.value_dim <= MAX_BLOCK
-            && p.value_heads <= MAX_VALUE_HEADS
-            && more.max(3 * keys) <= MAX_PRODUCTS
-            && 2 * keys * p.key_dim + more * p.value_dim <= MAX_CHANNELS;
+            && more * p.value_dim <= MAX_BLOCK as u32
+            && p.value_heads <= MAX_VALUE_HEADS as u32
+            && more.max(3 * keys) <= MAX_PRODUCTS as u32
+            && 2 * keys * p.key_dim + more * p.value_dim <= MAX_CHANNELS as u32;
         let own = norm.x.id() == self.y.id()
             && norm.gate.id() == self.proj.id()
             && [n.rows, n.heads, n.dim] == [p.rows, p.value_heads, p.value_dim];

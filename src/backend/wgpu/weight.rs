@@ -5,16 +5,15 @@ use std::ops::Range;
 use half::f16;
 use rayon::prelude::*;
 
-use super::layout::{Layout, STREAM};
+use super::layout::Layout;
+use super::limits::{MAX_CODE_BITS, MAX_D, MAX_SPANS, STREAM, at_most};
 use super::{Buffer, PART_ALIGN, Wgpu};
 use crate::backend::{Dtype, WeightData};
 use crate::pq::PqMatrix;
 use crate::{Error, Result};
 
-/// Rows that a workgroup may take together; a slice that has a table per matrix changes it on this boundary only.
+/// Rows that a workgroup takes at most: within them a slice's codebook does not change.
 pub const ALIGN: usize = 64;
-/// Slices that one kernel may take (spans.wgsl).
-const MAX_SPANS: usize = 4;
 /// Bytes that are staged at a time while a weight is uploaded.
 const STAGED: usize = 32 << 20;
 
@@ -23,8 +22,8 @@ pub struct Weight {
     pub(super) slices: Vec<Slice>,
 }
 
-/// Neighbouring rows of a weight, in one layout. Neighbouring slices are parts of the same buffers as long as there is
-/// room for them in a binding: a kernel of few rows then takes them together.
+/// Neighbouring rows of a weight, in one layout. Neighbouring slices are parts of the same buffers as long as these fit
+/// a binding: a kernel of few rows then takes them together.
 pub(super) struct Slice {
     pub layout: Layout,
     /// First of the weight's rows that is here.
@@ -33,12 +32,12 @@ pub(super) struct Slice {
     pub cols: usize,
     /// `[rows, stride]`: elements or codes.
     pub words: Buffer,
-    /// `[codebooks, K, ceil(d / 2)]` pairs of f16, one matrix's after another's.
-    pub tables: Option<Buffer>,
+    /// `[codebooks, K, ceil(d / 2)]` pairs of f16, one matrix's after another's; anything for dense rows.
+    pub tables: Buffer,
     /// `[rows]`: scale (f32) and first word of the row's codebooks.
-    pub places: Option<Buffer>,
+    pub row_info: Buffer,
     /// Whether all rows have the same codebooks.
-    pub together: bool,
+    pub one_codebook: bool,
 }
 
 impl Slice {
@@ -57,10 +56,9 @@ impl Slice {
         let group = if let Layout::Pq { group, .. } = self.layout { group } else { 1 };
         let (stride, chunks) = (self.layout.stride(self.cols), self.layout.chunks(self.cols));
         let start = |part: &Buffer| part.start() as usize;
-        let tables = self.tables.as_ref().map_or(0, start);
-        let places = self.places.as_ref().map_or(0, start) / 2;
+        let (tables, row_info) = (start(&self.tables), start(&self.row_info) / 2);
         let sizes = [self.first, self.rows, self.cols, stride, chunks, group];
-        let all = [&sizes[..], &[start(&self.words), tables, places, begin, count, spec as usize]].concat();
+        let all = [&sizes[..], &[start(&self.words), tables, row_info, begin, count, spec as usize]].concat();
         all.into_iter().map(|n| n as u32).collect()
     }
 
@@ -119,7 +117,7 @@ impl Pieces<'_, '_> {
 
 impl Weight {
     pub(super) fn new(backend: &Wgpu, blocks: &[WeightData<'_>]) -> Result<Self> {
-        let pieces = Self::pieces(backend, blocks)?;
+        let pieces = Self::pieces(backend.weight_slice(), blocks)?;
         let mut slices = Vec::with_capacity(pieces.len());
         let mut rest = &pieces[..];
         while !rest.is_empty() {
@@ -127,31 +125,36 @@ impl Weight {
             let (mut count, mut words) = (0, 0);
             while let Some(next) = rest.get(count).filter(|next| {
                 let more = words + next.words().next_multiple_of(PART_ALIGN);
-                // A kernel of many specs is long, and SwiftShader compiles slowly.
-                let device = &backend.0.device;
-                let alone = !next.joins() || !rest[0].joins() || device.is_software() && !device.rows;
-                count == 0 || !alone && count < MAX_SPANS && 4 * more as u64 <= backend.weight_slice()
+                let joins = next.joins() && rest[0].joins();
+                count == 0 || joins && count < MAX_SPANS && 4 * more as u64 <= backend.weight_slice()
             }) {
                 words += next.words().next_multiple_of(PART_ALIGN);
                 count += 1;
             }
-            let (together, others) = rest.split_at(count);
-            slices.extend(upload(backend, together)?);
-            rest = others;
+            let (now, later) = rest.split_at(count);
+            slices.extend(upload(backend, now)?);
+            rest = later;
         }
         backend.flush_uploads();
         Ok(Self { slices })
     }
 
-    /// Slices of blocks: neighbours of one layout together, as far as a binding reaches.
-    fn pieces<'a, 'b>(backend: &Wgpu, blocks: &'a [WeightData<'b>]) -> Result<Vec<Pieces<'a, 'b>>> {
-        let slice_bytes = backend.weight_slice();
+    /// Slices of blocks, each of up to `slice_bytes`: neighbours of one layout together.
+    fn pieces<'a, 'b>(slice_bytes: u64, blocks: &'a [WeightData<'b>]) -> Result<Vec<Pieces<'a, 'b>>> {
         let mut slices = Vec::<Pieces<'_, '_>>::new();
         for block in blocks {
             let (block_rows, cols) = block.shape();
-            let layout = Layout::of(block, backend);
+            let layout = Layout::of(block);
+            if let Layout::Pq { d, bits, .. } = layout {
+                at_most("linear", "d", d as u32, MAX_D)?;
+                at_most("linear", "bits of a code", bits as u32, MAX_CODE_BITS)?;
+            }
+            if cols == 0 {
+                return Err(Error::mismatch("columns of a weight on wgpu", "at least 1", cols));
+            }
             let row_bytes = 4 * layout.stride(cols);
             let most = slice_bytes / row_bytes as u64 / ALIGN as u64 * ALIGN as u64;
+            // More rows than the host can count fit any binding.
             let most = usize::try_from(most).unwrap_or(usize::MAX);
             if most == 0 {
                 let expected = format!("rows under {} bytes", slice_bytes / ALIGN as u64);
@@ -159,16 +162,16 @@ impl Weight {
             }
             let mut start = 0;
             while start < block_rows {
-                let goes_on = |slice: &&mut Pieces<'_, '_>| {
-                    let last = slice.all.last();
-                    slice.rows < most
-                        && last.is_some_and(|last| stacks(backend, last.block, block, slice.rows))
-                };
-                let first = slices.last().map_or(0, |slice| slice.first + slice.rows);
-                if slices.last_mut().as_ref().filter(|slice| goes_on(slice)).is_none() {
+                let goes_on = slices.last().is_some_and(|slice| {
+                    let stacks = |last: &Piece<'_, '_>| stacks(last.block, block, slice.rows);
+                    slice.rows < most && slice.all.last().is_some_and(stacks)
+                });
+                if !goes_on {
+                    let first = slices.last().map_or(0, |slice| slice.first + slice.rows);
                     slices.push(Pieces { layout, first, rows: 0, cols, all: Vec::new() });
                 }
-                let Some(slice) = slices.last_mut() else { continue };
+                let last = slices.len() - 1;
+                let slice = &mut slices[last];
                 let rows = (most - slice.rows).min(block_rows - start);
                 slice.all.push(Piece { block, start, rows });
                 (start, slice.rows) = (start + rows, slice.rows + rows);
@@ -179,53 +182,54 @@ impl Weight {
 }
 
 /// Slices in buffers that they share.
-fn upload(backend: &Wgpu, together: &[Pieces<'_, '_>]) -> Result<Vec<Slice>> {
-    let parts: usize = together.iter().map(|pieces| pieces.words().next_multiple_of(PART_ALIGN)).sum();
+fn upload(backend: &Wgpu, pieces: &[Pieces<'_, '_>]) -> Result<Vec<Slice>> {
+    let parts: usize = pieces.iter().map(|pieces| pieces.words().next_multiple_of(PART_ALIGN)).sum();
     let all = backend.storage(parts)?;
-    let (mut at, mut tables, mut places) = (0, Vec::new(), Vec::new());
+    let (mut at, mut tables, mut row_info) = (0, Vec::new(), Vec::new());
     let mut starts = Vec::new();
-    for pieces in together {
+    for pieces in pieces {
         let words = all.part(at, pieces.words());
         at += pieces.words().next_multiple_of(PART_ALIGN);
         tables.resize(tables.len().next_multiple_of(PART_ALIGN), 0);
-        places.resize(places.len().next_multiple_of(PART_ALIGN), 0);
-        let (first_table, first_place) = (tables.len(), places.len());
-        fill(backend, pieces, &words, (&mut tables, &mut places));
-        starts.push((words, first_table..tables.len(), first_place..places.len()));
+        row_info.resize(row_info.len().next_multiple_of(PART_ALIGN), 0);
+        let (first_table, first_info) = (tables.len(), row_info.len());
+        fill(backend, pieces, &words, (&mut tables, &mut row_info));
+        starts.push((words, first_table..tables.len(), first_info..row_info.len()));
     }
-    let store = |words: &[u32]| -> Result<Option<Buffer>> {
+    let store = |words: &[u32]| -> Result<Buffer> {
         if words.is_empty() {
-            return Ok(None);
+            return Ok(backend.0.unused.share());
         }
         let buffer = backend.storage(words.len())?;
         backend.upload_at(&buffer, 0, words);
-        Ok(Some(buffer))
+        Ok(buffer)
     };
-    let (table_buffer, place_buffer) = (store(&tables)?, store(&places)?);
-    let part = |buffer: &Option<Buffer>, range: &Range<usize>| {
-        buffer.as_ref().map(|buffer| buffer.part(range.start, range.len()))
+    let (table_buffer, info_buffer) = (store(&tables)?, store(&row_info)?);
+    // An empty part would begin behind the last word.
+    let part = |buffer: &Buffer, range: &Range<usize>| {
+        if range.is_empty() { buffer.whole() } else { buffer.part(range.start, range.len()) }
     };
-    let slices = together.iter().zip(starts).map(|(pieces, (words, table, place))| Slice {
+    let slices = pieces.iter().zip(starts).map(|(pieces, (words, table, rows))| Slice {
         layout: pieces.layout,
         first: pieces.first,
         rows: pieces.rows,
         cols: pieces.cols,
         words,
         tables: part(&table_buffer, &table),
-        places: part(&place_buffer, &place),
-        together: places[place].chunks_exact(2).all(|place| place[1] == 0),
+        row_info: part(&info_buffer, &rows),
+        one_codebook: row_info[rows].chunks_exact(2).all(|info| info[1] == 0),
     });
     Ok(slices.collect())
 }
 
-/// Writes a slice's words, and adds its codebooks and its rows' places.
+/// Writes a slice's words, and adds its codebooks and its rows' scales and codebook offsets.
 fn fill(
     backend: &Wgpu,
     pieces: &Pieces<'_, '_>,
     words: &Buffer,
-    (tables, places): (&mut Vec<u32>, &mut Vec<u32>),
+    (tables, row_info): (&mut Vec<u32>, &mut Vec<u32>),
 ) {
-    let (layout, stride) = (pieces.layout, pieces.layout.stride(pieces.cols));
+    let stride = pieces.layout.stride(pieces.cols);
     let (mut at, first_table) = (0, tables.len());
     let mut last: Option<(&PqMatrix<'_>, usize)> = None;
     for piece in &pieces.all {
@@ -234,12 +238,12 @@ fn fill(
             let count = staged.min(piece.rows - start);
             let mut staging = vec![0u32; count * stride];
             let filled = staging.par_chunks_exact_mut(stride).enumerate();
-            filled.for_each(|(i, row)| repack(piece.block, piece.start + start + i, layout, row));
+            filled.for_each(|(i, row)| repack(piece.block, piece.start + start + i, row));
             backend.upload_at(words, (at + start) * stride, &staging);
         }
         at += piece.rows;
         if let WeightData::Dense { .. } = piece.block {
-            places.extend([1f32.to_bits(), 0].repeat(piece.rows));
+            row_info.extend([1f32.to_bits(), 0].repeat(piece.rows));
         }
         if let WeightData::Pq(matrix) = piece.block {
             let base = match last {
@@ -252,18 +256,20 @@ fn fill(
             };
             last = Some((matrix, base));
             let rows = piece.start..piece.start + piece.rows;
-            places.extend(rows.flat_map(|n| [matrix.scale(n).to_bits(), base as u32]));
+            row_info.extend(rows.flat_map(|n| [matrix.scale(n).to_bits(), base as u32]));
         }
     }
 }
 
 /// Whether `next` can follow `last` in a slice that holds `rows` rows.
-fn stacks(backend: &Wgpu, last: &WeightData<'_>, next: &WeightData<'_>, rows: usize) -> bool {
-    let tables = match (last, next) {
-        (WeightData::Pq(last), WeightData::Pq(next)) => rows.is_multiple_of(ALIGN) || same_tables(last, next),
-        _ => true,
-    };
-    Layout::of(last, backend) == Layout::of(next, backend) && tables
+fn stacks(last: &WeightData<'_>, next: &WeightData<'_>, rows: usize) -> bool {
+    Layout::of(last) == Layout::of(next)
+        && match (last, next) {
+            (WeightData::Pq(last), WeightData::Pq(next)) => {
+                rows.is_multiple_of(ALIGN) || same_tables(last, next)
+            }
+            (WeightData::Dense { .. }, _) | (_, WeightData::Dense { .. }) => true,
+        }
 }
 
 fn same_tables(a: &PqMatrix<'_>, b: &PqMatrix<'_>) -> bool {
@@ -280,21 +286,19 @@ fn table_words(codebooks: &[f16], d: usize) -> impl Iterator<Item = u32> {
 }
 
 /// Row `n` of a block into `out` `[stride]`.
-fn repack(block: &WeightData<'_>, n: usize, layout: Layout, out: &mut [u32]) {
-    match (block, layout) {
-        (WeightData::Pq(matrix), Layout::Pq { bits, .. }) => {
-            let chunks = out.len() / bits;
-            let mut codes = vec![0; chunks * STREAM];
+fn repack(block: &WeightData<'_>, n: usize, out: &mut [u32]) {
+    match block {
+        WeightData::Pq(matrix) => {
+            let bits = matrix.spec.code_bits();
+            let mut codes = vec![0; out.len() / bits * STREAM];
             let subspaces = matrix.spec.subspaces(matrix.cols);
             matrix.unpack_row(n, &mut codes[..subspaces]);
             interleave(&codes, bits, out);
         }
-        (WeightData::Dense { dtype, cols, bytes, .. }, _) => {
+        WeightData::Dense { dtype, cols, bytes, .. } => {
             let row = &bytes[n * cols * dtype.size()..][..cols * dtype.size()];
             bytemuck::cast_slice_mut::<u32, u8>(out)[..row.len()].copy_from_slice(row);
         }
-        // Layouts are made of their blocks.
-        (WeightData::Pq(_), Layout::Dense(_)) => unreachable!("a dense layout of product-quantized rows"),
     }
 }
 

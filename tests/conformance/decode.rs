@@ -89,13 +89,10 @@ pub fn near<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
         (LLAMA, "2-256@universal", "2-256@universal", 12, 2, 20),
         (LLAMA, "2-64@universal", "3-4096@universal", 1, 2, 20),
         (LLAMA, "2-256@matrix", "2-256@matrix", 3, 2, 20),
-        (LLAMA, "2-256@subspace", "2-16@universal", 1, 2, 20),
         (LLAMA, "2-64@subspace+rms+rotate", "2-256@subspace", 1, 2, 20),
         (QWEN3, "3-128@subspace", "2-256@universal", 1, 2, 20),
         (QWEN3, "4-256@universal+norotate", "2-512@universal", 7, 2, 20),
-        (QWEN35, "2-256@subspace", "2-256@universal", 1, 2, 20),
         (QWEN35, "3-512@universal", "2-256@universal", 4, 2, 20),
-        (NET, "2-256@subspace", "2-16@universal", 1, 2, 20),
         (NET, "2-256@universal", "2-16@universal", 3, 2, 20),
         FAR,
     ];

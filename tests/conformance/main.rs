@@ -17,6 +17,8 @@ mod gated_norm;
 mod gather_rows;
 mod harness;
 mod linear;
+#[cfg(feature = "wgpu")]
+mod pq_few;
 mod pq_matmul;
 mod pq_matvec;
 #[cfg(feature = "cuda")]
@@ -42,10 +44,29 @@ conformance!(cpu_rows, Some(fasq::backend::cpu::Cpu), [attention_rows], harness:
 conformance!(wgpu_full, crate::wgpu::full());
 
 #[cfg(feature = "wgpu")]
-conformance!(wgpu_plain, crate::wgpu::plain());
+conformance!(
+    wgpu_plain,
+    crate::wgpu::plain(),
+    [
+        attention,
+        causal_conv,
+        delta_rule,
+        dense_matmul,
+        embed,
+        forward,
+        gated_norm,
+        gather_rows,
+        pq_few,
+        rms_norm,
+        rope_cache,
+        rotate,
+        swiglu
+    ],
+    harness::EXACT
+);
 
 #[cfg(feature = "wgpu")]
-conformance!(wgpu_lut, crate::wgpu::lut(), [pq_matmul], harness::EXACT);
+conformance!(wgpu_lut, crate::wgpu::lut(), [pq_few], harness::EXACT);
 
 #[cfg(feature = "wgpu")]
 conformance!(wgpu_rows, crate::wgpu::full(), [attention_rows], harness::EXACT);

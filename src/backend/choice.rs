@@ -3,18 +3,48 @@
 use super::*;
 use crate::Error;
 
-/// A device to compute on; GPUs by their number, from 0.
+/// A device to compute on; GPUs by their number, from 0. The same variants in every build: a program that matches on
+/// them compiles whatever features this crate has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
     Cpu,
-    #[cfg(feature = "cuda")]
     Cuda(usize),
-    #[cfg(feature = "wgpu")]
     Wgpu(usize),
+}
+
+/// Work that runs on any backend.
+pub trait BackendTask {
+    type Output;
+
+    fn run<B: Backend + Clone>(self, backend: B) -> Result<Self::Output>;
+}
+
+impl Choice {
+    /// Opens the device and runs `task` on its backend: a choice at run time becomes a static type.
+    ///
+    /// # Errors
+    /// A backend that is not built in, a device that cannot be opened, and what the task returns.
+    pub fn run<T: BackendTask>(self, task: T) -> Result<T::Output> {
+        match self {
+            Choice::Cpu => task.run(cpu::Cpu),
+            #[cfg(feature = "cuda")]
+            Choice::Cuda(index) => task.run(cuda::Cuda::open(index)?),
+            #[cfg(not(feature = "cuda"))]
+            Choice::Cuda(_) => Err(not_built("cuda")),
+            // A browser cannot wait for a GPU: its program awaits `wgpu::Wgpu::open`.
+            #[cfg(all(feature = "wgpu", not(target_arch = "wasm32")))]
+            Choice::Wgpu(index) => task.run(wgpu::Wgpu::new(index)?),
+            #[cfg(not(all(feature = "wgpu", not(target_arch = "wasm32"))))]
+            Choice::Wgpu(_) => Err(not_built("wgpu")),
+        }
+    }
 }
 
 /// The device called `name`: `cpu`, `cuda` or `cuda:N`, `wgpu` or `wgpu:N`, `auto`, the best that is built in and
 /// present, or `N`: with that number among the GPUs of auto's kind.
+///
+/// # Errors
+/// Another name, or a kind that is not built in.
 pub fn choose(name: &str) -> Result<Choice> {
     let bad =
         || Error::mismatch("--device", "auto, cpu, cuda, wgpu, cuda:N, wgpu:N or N", format!("{name:?}"));
@@ -28,24 +58,21 @@ pub fn choose(name: &str) -> Result<Choice> {
     let index: usize = index.map_or(Ok(0), str::parse).map_err(|_| bad())?;
     match kind {
         "cpu" if numbered => {
-            Err(Error::invalid("--device", format!("there is no GPU, and so none of number {index}")))
+            Err(Error::invalid("--device", format!("no GPU was found, so there is none of number {index}")))
         }
         "cpu" => Ok(Choice::Cpu),
-        #[cfg(feature = "cuda")]
-        "cuda" => Ok(Choice::Cuda(index)),
-        #[cfg(feature = "wgpu")]
-        "wgpu" => Ok(Choice::Wgpu(index)),
-        #[cfg(not(feature = "cuda"))]
-        "cuda" => Err(not_built(kind)),
-        #[cfg(not(feature = "wgpu"))]
-        "wgpu" => Err(not_built(kind)),
+        "cuda" if cfg!(feature = "cuda") => Ok(Choice::Cuda(index)),
+        "wgpu" if cfg!(feature = "wgpu") => Ok(Choice::Wgpu(index)),
+        "cuda" | "wgpu" => Err(not_built(kind)),
         _ => Err(bad()),
     }
 }
 
-#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
 fn not_built(kind: &str) -> Error {
-    Error::backend(kind, "not built into this program; --device cpu is")
+    Error::backend(
+        kind,
+        format!("not built into this program: use --device cpu, or build with --features {kind}"),
+    )
 }
 
 /// The kind of device that serves best.

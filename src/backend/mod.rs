@@ -8,7 +8,7 @@ mod quantizer;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
-pub use choice::{Choice, choose};
+pub use choice::{BackendTask, Choice, choose};
 pub use quantizer::{HessianSum, Quantizer, Rows};
 
 pub use crate::tensor::{Dtype, Form, Stored, WeightData};
@@ -152,28 +152,4 @@ pub trait Backend {
         self.write(&mut buffer, words)?;
         Ok(buffer)
     }
-}
-
-/// Runs `$body`, a `Result`, with `$backend` bound to the chosen backend, opened: a runtime choice becomes a static
-/// type. An error of opening it is returned from the function around it.
-#[macro_export]
-macro_rules! with_backend {
-    ($choice:expr, |$backend:ident| $body:expr) => {
-        match $choice {
-            $crate::backend::Choice::Cpu => {
-                let $backend = $crate::backend::cpu::Cpu;
-                $body
-            }
-            #[cfg(feature = "wgpu")]
-            $crate::backend::Choice::Wgpu(index) => {
-                let $backend = $crate::backend::wgpu::Wgpu::new(index)?;
-                $body
-            }
-            #[cfg(feature = "cuda")]
-            $crate::backend::Choice::Cuda(index) => {
-                let $backend = $crate::backend::cuda::Cuda::open(index)?;
-                $body
-            }
-        }
-    };
 }

@@ -2,10 +2,11 @@
 
 use clap::{Args, Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
+use pollster::block_on;
 
 use super::DeviceArgs;
 use super::output::STDOUT;
-use crate::backend::{Backend, Bandwidth, Quantizer};
+use crate::backend::{Backend, BackendTask, Bandwidth, Quantizer};
 #[cfg(feature = "cuda")]
 use crate::backend::{
     Choice,
@@ -17,7 +18,7 @@ use crate::config::ModelConfig;
 use crate::model::random::{Random, Storage};
 use crate::model::{Model, Source, room};
 use crate::pq::PqSpec;
-use crate::{Error, Result, with_backend};
+use crate::{Error, Result};
 
 /// Measure prefill and decode speed of a random model of a real shape, of single kernels, or of quantizing.
 #[derive(Parser)]
@@ -145,41 +146,37 @@ impl StorageArgs {
 pub fn run(args: &BenchArgs) -> Result<()> {
     super::set_threads(None)?;
     let choice = args.common.device.choose()?;
-    match &args.command {
-        None => with_backend!(choice, |backend| pollster::block_on(model(backend, args))),
-        #[cfg(feature = "cuda")]
-        Some(Command::Kernels { specs, shapes, rows, way: Some(way) }) => {
-            let Choice::Cuda(index) = choice else {
-                return Err(Error::invalid("--way", "only --backend cuda has ways to choose from"));
-            };
-            let cuda = Cuda::open(index)?.with_way(*way);
-            pollster::block_on(single(&cuda, specs, shapes, rows, args.common.repeat))
-        }
-        Some(Command::Kernels { specs, shapes, rows, .. }) => {
-            with_backend!(choice, |backend| pollster::block_on(single(
-                &backend,
-                specs,
-                shapes,
-                rows,
-                args.common.repeat
-            )))
-        }
-        Some(Command::Quantize { shape, pq }) => {
-            with_backend!(choice, |backend| quantizing(backend.quantizer(), shape, pq, args.common.repeat))
-        }
-        Some(Command::Operations { shape, rows, positions }) => {
-            let config = shapes::config(shape).ok_or_else(|| Error::invalid("shape", shape))?;
-            let config = ModelConfig::parse(config, None)?;
-            let cases = positions.iter().flat_map(|seen| {
-                rows.iter().map(|rows| operations::Case { rows: *rows, position: seen.saturating_sub(1) })
-            });
-            let cases: Vec<_> = cases.collect();
-            with_backend!(choice, |backend| pollster::block_on(each(
-                &backend,
-                &config,
-                &cases,
-                args.common.repeat
-            )))
+    #[cfg(feature = "cuda")]
+    if let Some(Command::Kernels { specs, shapes, rows, way: Some(way) }) = &args.command {
+        let Choice::Cuda(index) = choice else {
+            return Err(Error::invalid("--way", "only --device cuda has ways to choose from"));
+        };
+        let cuda = Cuda::open(index)?.with_way(*way);
+        return block_on(single(&cuda, specs, shapes, rows, args.common.repeat));
+    }
+    choice.run(args)
+}
+
+impl BackendTask for &BenchArgs {
+    type Output = ();
+
+    fn run<B: Backend + Clone>(self, backend: B) -> Result<()> {
+        let repeat = self.common.repeat;
+        match &self.command {
+            None => block_on(model(backend, self)),
+            Some(Command::Kernels { specs, shapes, rows, .. }) => {
+                block_on(single(&backend, specs, shapes, rows, repeat))
+            }
+            Some(Command::Quantize { shape, pq }) => quantizing(backend.quantizer(), shape, pq, repeat),
+            Some(Command::Operations { shape, rows, positions }) => {
+                let config = shapes::config(shape).ok_or_else(|| Error::invalid("shape", shape))?;
+                let config = ModelConfig::parse(config, None)?;
+                let cases = positions.iter().flat_map(|seen| {
+                    let position = seen.saturating_sub(1);
+                    rows.iter().map(move |rows| operations::Case { rows: *rows, position })
+                });
+                block_on(each(&backend, &config, &cases.collect::<Vec<_>>(), repeat))
+            }
         }
     }
 }

@@ -54,16 +54,10 @@ const INTERRUPTED: u8 = 130;
 /// Log messages without RUST_LOG: warnings, and what is measured once on a device.
 const LOG: &str = "warn,fasq::backend::cuda::tune=info";
 
-/// Mesa's Vulkan drivers complain on stderr where this is not set, as for root without a login session.
-const RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
-
 /// Runs a program: log messages as RUST_LOG says (default: warnings, and what is measured once on a device), an error as
 /// one line on stderr and an exit code. A reader that closes our stdout has what it wants: that is no failure.
 pub fn main(run: impl FnOnce() -> Result<()>) -> ExitCode {
-    if cfg!(target_os = "linux") && std::env::var_os(RUNTIME_DIR).is_none() {
-        // SAFETY: the program has one thread yet.
-        unsafe { std::env::set_var(RUNTIME_DIR, std::env::temp_dir()) };
-    }
+    silence_mesa();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(LOG))
         .format_timestamp(None)
         .format_target(false)
@@ -80,6 +74,18 @@ pub fn main(run: impl FnOnce() -> Result<()>) -> ExitCode {
             note(&format!("error: {}", one_line(&error)));
             ExitCode::from(FAILED)
         }
+    }
+}
+
+/// Mesa's Vulkan drivers complain on stderr where XDG_RUNTIME_DIR is not set, as for root without a login session: names
+/// a folder that does not exist, so that they look for no display server either. Does nothing where other threads might
+/// read the environment.
+fn silence_mesa() {
+    const VARIABLE: &str = "XDG_RUNTIME_DIR";
+    let alone = std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
+    if alone && std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: this thread is the process's only one.
+        unsafe { std::env::set_var(VARIABLE, "/nonexistent") };
     }
 }
 

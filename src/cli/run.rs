@@ -10,11 +10,11 @@ use super::DeviceArgs;
 use super::chat::chat;
 use super::output::Output;
 use super::writer::Writer;
-use crate::backend::Backend;
+use crate::backend::{Backend, BackendTask};
 use crate::baseline::Rtn;
 use crate::generate::{ChatTemplate, Generator, Limits, Sampler, Sampling, StopReason, Tokenizer};
 use crate::model::{Model, Source, room};
-use crate::{Error, Result, with_backend};
+use crate::{Error, Result};
 
 /// Tokens of context unless `--ctx` says otherwise: a large model's whole context would take gigabytes.
 const CONTEXT: usize = 4096;
@@ -125,7 +125,14 @@ pub fn run(args: &RunArgs) -> Result<()> {
     if let Some(rtn) = args.baseline {
         source.round(rtn)?;
     }
-    with_backend!(choice, |backend| run_on(args, backend, &source, &name))
+    choice.run(Run { args, source: &source, name: &name })
+}
+
+/// A run on its model.
+struct Run<'a> {
+    args: &'a RunArgs,
+    source: &'a Source,
+    name: &'a str,
 }
 
 /// The model, and what to call it.
@@ -148,45 +155,52 @@ fn demo() -> Result<(Source, String)> {
     Err(Error::invalid("MODEL", "no demo model is built into this program: give a .fasq file or a folder"))
 }
 
-fn run_on<B: Backend>(args: &RunArgs, backend: B, source: &Source, name: &str) -> Result<()> {
-    let (config, assets) = (source.config(), source.assets());
-    let tokenizer_json =
-        assets.tokenizer.as_ref().ok_or_else(|| Error::invalid("tokenizer.json", "the model has none"))?;
-    let tokenizer = Tokenizer::new(tokenizer_json, config.vocab)?;
-    let sampling = args.sampling.over(assets.generation_config.as_deref())?;
-    let seed = sampling.seed;
-    let sampler = Sampler::new(sampling)?;
-    let context = context(args.ctx, config.max_context)?;
+impl BackendTask for Run<'_> {
+    type Output = ();
 
-    let at_terminal = stdin().is_terminal();
-    let asked = args.chat || args.system.is_some();
-    let chats = asked || (args.prompt.is_none() && at_terminal && assets.chat_template.is_some());
-    let template = chats.then(|| ChatTemplate::new(assets, config, &tokenizer)).transpose()?;
-    let tokens = args.tokens.or((!chats).then_some(TOKENS));
+    fn run<B: Backend + Clone>(self, backend: B) -> Result<()> {
+        let Self { args, source, name } = self;
+        let (config, assets) = (source.config(), source.assets());
+        let tokenizer_json = assets
+            .tokenizer
+            .as_ref()
+            .ok_or_else(|| Error::invalid("tokenizer.json", "the model has none"))?;
+        let tokenizer = Tokenizer::new(tokenizer_json, config.vocab)?;
+        let sampling = args.sampling.over(assets.generation_config.as_deref())?;
+        let seed = sampling.seed;
+        let sampler = Sampler::new(sampling)?;
+        let context = context(args.ctx, config.max_context)?;
 
-    room::check(&backend, source, &Generator::<B>::options(context))?;
-    let model = Model::load(backend, source)?;
-    let output = Output::new(args.json, args.quiet);
-    output.remark(&format!(
-        "{name}: {:?}, {} layers, {}; {}{}; context {context}, seed {seed}",
-        config.family,
-        config.layers.len(),
-        DecimalBytes(source.bytes()),
-        model.backend().describe(),
-        if args.device.is_auto() { " (auto)" } else { "" },
-    ));
-    let mut writer = Writer {
-        generator: Generator::new(&model, &tokenizer, context)?,
-        tokenizer: &tokenizer,
-        sampler,
-        limits: Limits { tokens, stop: args.stop.clone() },
-        output,
-        interrupted: super::interrupt_flag()?,
-        weight_bytes: model.weight_bytes(),
-    };
-    match template {
-        Some(template) => chat(&mut writer, &template, args.system.as_deref(), args.prompt.as_deref()),
-        None => complete(&mut writer, args.prompt.clone(), at_terminal),
+        let at_terminal = stdin().is_terminal();
+        let asked = args.chat || args.system.is_some();
+        let chats = asked || (args.prompt.is_none() && at_terminal && assets.chat_template.is_some());
+        let template = chats.then(|| ChatTemplate::new(assets, config, &tokenizer)).transpose()?;
+        let tokens = args.tokens.or((!chats).then_some(TOKENS));
+
+        room::check(&backend, source, &Generator::<B>::options(context))?;
+        let model = Model::load(backend, source)?;
+        let output = Output::new(args.json, args.quiet);
+        output.remark(&format!(
+            "{name}: {:?}, {} layers, {}; {}{}; context {context}, seed {seed}",
+            config.family,
+            config.layers.len(),
+            DecimalBytes(source.bytes()),
+            model.backend().describe(),
+            if args.device.is_auto() { " (auto)" } else { "" },
+        ));
+        let mut writer = Writer {
+            generator: Generator::new(&model, &tokenizer, context)?,
+            tokenizer: &tokenizer,
+            sampler,
+            limits: Limits { tokens, stop: args.stop.clone() },
+            output,
+            interrupted: super::interrupt_flag()?,
+            weight_bytes: model.weight_bytes(),
+        };
+        match template {
+            Some(template) => chat(&mut writer, &template, args.system.as_deref(), args.prompt.as_deref()),
+            None => complete(&mut writer, args.prompt.clone(), at_terminal),
+        }
     }
 }
 

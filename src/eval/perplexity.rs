@@ -24,8 +24,8 @@ pub struct Protocol {
 }
 
 impl Protocol {
-    /// The chunks of a text; an error if it is shorter than two of them, as in llama.cpp.
-    pub fn chunks(&self, tokens: &[u32]) -> Result<Vec<Vec<u32>>> {
+    /// An error if the text is shorter than two chunks, as in llama.cpp.
+    pub fn check(&self, tokens: &[u32]) -> Result<()> {
         if self.context < 4 {
             return Err(Error::mismatch("--ctx", "at least 4", self.context));
         }
@@ -33,6 +33,12 @@ impl Protocol {
             let expected = format!("at least {} tokens, two contexts", 2 * self.context);
             return Err(Error::mismatch("the text", expected, tokens.len()));
         }
+        Ok(())
+    }
+
+    /// The chunks of a text that passes [`Protocol::check`].
+    pub fn chunks(&self, tokens: &[u32]) -> Result<Vec<Vec<u32>>> {
+        self.check(tokens)?;
         let chunk = |tokens: &[u32]| {
             let mut chunk = tokens.to_vec();
             chunk[0] = self.bos.unwrap_or(chunk[0]);

@@ -9,9 +9,27 @@ use crate::{Error, Result};
 
 /// Most bytes that a tokenizer may have when it is unpacked.
 const TOKENIZER_LIMIT: usize = 1 << 28;
+/// Bytes from which a tokenizer is large.
+const LARGE: usize = 1 << 20;
 
-/// `fasq.config` and its sisters.
-pub fn metadata(assets: &Assets) -> Result<Vec<(&'static str, String)>> {
+/// The texts as a file holds them. Compressing a tokenizer of
+/// 10 MB takes half a second: layouts of one checkpoint share them.
+#[derive(Debug)]
+pub struct Texts {
+    /// `fasq.config` and its sisters.
+    pub metadata: Vec<(&'static str, String)>,
+    /// `tokenizer.json.zlib`.
+    pub tokenizer: Option<Vec<u8>>,
+}
+
+impl Texts {
+    pub fn new(assets: &Assets) -> Result<Self> {
+        let tokenizer = assets.tokenizer.as_deref().map(pack_tokenizer).transpose()?;
+        Ok(Self { metadata: metadata(assets)?, tokenizer })
+    }
+}
+
+fn metadata(assets: &Assets) -> Result<Vec<(&'static str, String)>> {
     let mut list = vec![("fasq.config", minified("config.json", &assets.config)?)];
     if let Some(text) = &assets.generation_config {
         list.push(("fasq.generation_config", minified("generation_config.json", text)?));
@@ -30,9 +48,12 @@ pub fn metadata(assets: &Assets) -> Result<Vec<(&'static str, String)>> {
 }
 
 /// tokenizer.json, minified and compressed. (Of wiki-32m's 547 KB the first leaves 227, the second 78.)
-pub fn pack_tokenizer(text: &str) -> Result<Vec<u8>> {
+fn pack_tokenizer(text: &str) -> Result<Vec<u8>> {
     let text = minified("tokenizer.json", text)?;
-    Ok(compress_to_vec_zlib(text.as_bytes(), CompressionLevel::UberCompression as u8))
+    // A large one takes seconds at the best level, which saves a hundredth of it more.
+    let level =
+        if text.len() < LARGE { CompressionLevel::UberCompression } else { CompressionLevel::DefaultLevel };
+    Ok(compress_to_vec_zlib(text.as_bytes(), level as u8))
 }
 
 /// Undoes [`pack_tokenizer`].

@@ -1,10 +1,12 @@
 //! [`Layout`]: what a .fasq file holds and where, known before any work is done.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::{Content, Part, Parts, PlanEntry, TOKENIZER, VERSION, assets};
+use super::assets::Texts;
+use super::{Content, Part, Parts, PlanEntry, TOKENIZER, VERSION};
 use crate::checkpoint::Assets;
 use crate::tensor::{Dtype, Stored};
 use crate::{Error, Result};
@@ -17,11 +19,10 @@ const WIDEST_ERROR: f64 = 1.234e-100;
 pub struct Layout {
     /// Bytes of the header, padding included.
     pub(super) header_len: u64,
-    metadata: Vec<(&'static str, String)>,
+    pub(super) texts: Arc<Texts>,
     pub(super) parts: BTreeMap<String, Place>,
     /// With the widest errors until they are known.
     pub(super) plan: Vec<PlanEntry>,
-    pub(super) tokenizer: Option<Vec<u8>>,
 }
 
 /// A tensor's bytes, counted from the start of the data.
@@ -37,14 +38,21 @@ impl Layout {
     ///
     /// # Errors
     /// Two tensors of one name, a quantized tensor that is no matrix, texts that are not the JSON that they must be.
-    pub fn new(contents: &[Content], texts: &Assets) -> Result<Self> {
-        let tokenizer = texts.tokenizer.as_deref().map(assets::pack_tokenizer).transpose()?;
+    pub fn new(contents: &[Content], assets: &Assets) -> Result<Self> {
+        Self::of(contents, Arc::new(Texts::new(assets)?))
+    }
+
+    /// The layout of a file with other tensors and the same texts, which are not compressed again.
+    pub fn with_contents(&self, contents: &[Content]) -> Result<Self> {
+        Self::of(contents, self.texts.clone())
+    }
+
+    fn of(contents: &[Content], texts: Arc<Texts>) -> Result<Self> {
         let mut layout = Self {
             header_len: 0,
-            metadata: assets::metadata(texts)?,
-            parts: place(all_parts(contents, tokenizer.as_deref())?)?,
+            parts: place(all_parts(contents, texts.tokenizer.as_deref())?)?,
             plan: contents.iter().filter_map(plan_entry).collect(),
-            tokenizer,
+            texts,
         };
         layout.header_len = layout.header()?.len().next_multiple_of(8) as u64;
         Ok(layout)
@@ -61,7 +69,8 @@ impl Layout {
         let mut metadata = Map::new();
         metadata.insert("format".into(), "fasq".into());
         metadata.insert("fasq.version".into(), VERSION.into());
-        metadata.extend(self.metadata.iter().map(|(key, text)| (key.to_string(), text.as_str().into())));
+        metadata
+            .extend(self.texts.metadata.iter().map(|(key, text)| (key.to_string(), text.as_str().into())));
         metadata.insert("fasq.plan".into(), plan.into());
         let mut header = Map::from_iter([("__metadata__".to_owned(), Value::Object(metadata))]);
         for (name, Place { part, start, end }) in &self.parts {

@@ -127,9 +127,9 @@ impl Reader {
         let [rows, cols] = entry.shape;
         let Parts { codes, codebooks, scales } = Parts::new(&entry.name, entry.shape, entry.spec);
         let bytes = |part: &Part| &self.bytes.get()[self.parts[&part.name].clone()];
-        let codebooks = match self.tables.get(&codebooks.name) {
-            Some(table) if entry.spec.scope == Scope::Universal => table.clone(),
-            _ => f16_slice(bytes(&codebooks)).into(),
+        let codebooks = match entry.spec.scope {
+            Scope::Universal => self.tables[&codebooks.name].clone(),
+            Scope::Matrix | Scope::Group(_) | Scope::Subspace => f16_slice(bytes(&codebooks)).into(),
         };
         let scales = scales.map_or(Cow::Borrowed(&[][..]), |scales| f16_slice(bytes(&scales)));
         let codes = Cow::Borrowed(bytes(&codes));
@@ -160,8 +160,8 @@ impl Reader {
         let named = |e: Error| Error::invalid(&origin, e);
         let bad_plan = |why: String| Error::invalid(format!("{origin}: fasq.plan"), why);
         let text = |key: &str| metadata.get(key).cloned();
-        let plan: Vec<PlanEntry> = serde_json::from_str(text("fasq.plan").as_deref().unwrap_or("[]"))
-            .map_err(|e| bad_plan(e.to_string()))?;
+        let plan = text("fasq.plan").ok_or_else(|| bad_plan("missing".into()))?;
+        let plan: Vec<PlanEntry> = serde_json::from_str(&plan).map_err(|e| bad_plan(e.to_string()))?;
         let mut tensors = header.tensors();
         let range = |info: &TensorInfo| data_start + info.data_offsets.0..data_start + info.data_offsets.1;
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use half::f16;
 
 use super::TOKENIZER;
-use super::layout::Layout;
+use super::layout::{Layout, Place};
 use crate::pq::{Scope, universal};
 use crate::{Error, Result};
 
@@ -70,10 +70,15 @@ impl Writer {
     /// Writes rows of a quantized matrix from `first_row` on: packed codes, and scales where its spec has them.
     pub fn rows(&mut self, name: &str, first_row: usize, codes: &[u8], scales: &[f16]) -> Result<()> {
         let codes_name = format!("{name}.codes");
-        let row_bytes = self.layout.parts.get(&codes_name).map_or(0, |place| place.part.shape[1]);
+        let row_bytes = self.place(&codes_name)?.part.shape[1];
         self.write(&codes_name, first_row * row_bytes, codes)?;
-        if !scales.is_empty() {
-            self.write(&format!("{name}.scales"), 2 * first_row, &f16_bytes(scales))?;
+        let scales_name = format!("{name}.scales");
+        let expected = if self.layout.parts.contains_key(&scales_name) { codes.len() / row_bytes } else { 0 };
+        if scales.len() != expected {
+            return Err(Error::mismatch(scales_name, format!("{expected} scales"), scales.len()));
+        }
+        if expected > 0 {
+            self.write(&scales_name, 2 * first_row, &f16_bytes(scales))?;
         }
         Ok(())
     }
@@ -106,8 +111,9 @@ impl Writer {
 
     /// Writes what the file's readers share, and the header, and gives the file its name. Returns its bytes.
     pub fn finish(mut self) -> Result<u64> {
-        if let Some(tokenizer) = self.layout.tokenizer.take() {
-            self.write(TOKENIZER, 0, &tokenizer)?;
+        let texts = self.layout.texts.clone();
+        if let Some(tokenizer) = &texts.tokenizer {
+            self.write(TOKENIZER, 0, tokenizer)?;
         }
         let specs: Vec<_> = self.layout.plan.iter().map(|entry| entry.spec).collect();
         for spec in specs.into_iter().filter(|spec| spec.scope == Scope::Universal) {
@@ -127,12 +133,12 @@ impl Writer {
         Ok(len)
     }
 
+    fn place(&self, name: &str) -> Result<&Place> {
+        self.layout.parts.get(name).ok_or_else(|| Error::invalid(name, "not among the file's tensors"))
+    }
+
     fn write(&mut self, name: &str, at: usize, bytes: &[u8]) -> Result<()> {
-        let place = self
-            .layout
-            .parts
-            .get(name)
-            .ok_or_else(|| Error::invalid(name, "not among the file's tensors"))?;
+        let place = self.place(name)?;
         let start = place.start + at as u64;
         if start + bytes.len() as u64 > place.end {
             let expected = format!("at most {} bytes", place.end - place.start);

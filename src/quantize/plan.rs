@@ -83,6 +83,8 @@ impl Rules {
 /// How a model's tensors are stored, in the model's order.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// That it was made by.
+    pub rules: Rules,
     pub items: Vec<Item>,
     /// Of the file that it makes of the checkpoint.
     pub layout: Layout,
@@ -127,6 +129,19 @@ impl Plan {
     /// # Errors
     /// A tensor that is missing or has another shape than the config says; a pattern that no matrix matches.
     pub fn new(checkpoint: &Checkpoint, rules: &Rules) -> Result<Self> {
+        let items = Self::items(checkpoint, rules)?;
+        let layout = Layout::new(&contents(&items), checkpoint.assets())?;
+        Ok(Self { rules: rules.clone(), items, layout })
+    }
+
+    /// The plan of other rules for the same checkpoint, without compressing its texts again.
+    pub fn with_rules(&self, checkpoint: &Checkpoint, rules: Rules) -> Result<Self> {
+        let items = Self::items(checkpoint, &rules)?;
+        let layout = self.layout.with_contents(&contents(&items))?;
+        Ok(Self { rules, items, layout })
+    }
+
+    fn items(checkpoint: &Checkpoint, rules: &Rules) -> Result<Vec<Item>> {
         let tensors = arch::tensors(checkpoint.config(), &|name| checkpoint.contains(name));
         let patterns: Vec<_> =
             rules.tensors.iter().map(|(pattern, target)| (WildMatch::new(pattern), *target)).collect();
@@ -165,11 +180,7 @@ impl Plan {
                 stored,
             });
         }
-        let content =
-            |item: &Item| Content { name: item.name.clone(), shape: item.shape.clone(), stored: item.stored };
-        let contents: Vec<_> = items.iter().map(content).collect();
-        let layout = Layout::new(&contents, checkpoint.assets())?;
-        Ok(Self { items, layout })
+        Ok(items)
     }
 
     /// The matrix that makes the logits: the head, or the embedding where it serves as one.
@@ -188,4 +199,11 @@ impl Plan {
     pub fn fp16_bytes(&self) -> usize {
         self.items.iter().map(|item| 2 * item.elements()).sum()
     }
+}
+
+/// The items as the file's layout is told of them.
+fn contents(items: &[Item]) -> Vec<Content> {
+    let content =
+        |item: &Item| Content { name: item.name.clone(), shape: item.shape.clone(), stored: item.stored };
+    items.iter().map(content).collect()
 }

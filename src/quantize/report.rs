@@ -12,7 +12,8 @@ pub struct Report {
     pub bytes: u64,
     /// Bytes of the same tensors in FP16.
     pub fp16_bytes: u64,
-    pub seconds: f64,
+    /// What [`run`](super::run()) took, without what came before: loading the model, the text to learn from.
+    pub quantizing_seconds: f64,
     /// Weights that this run quantized, without those that it found done.
     pub weights: usize,
     /// What went another way than planned.
@@ -34,8 +35,8 @@ impl Report {
         100.0 * self.bytes as f64 / self.fp16_bytes as f64
     }
 
-    /// Weights per second.
+    /// Weights per second of quantizing.
     pub fn speed(&self) -> f64 {
-        self.weights as f64 / self.seconds.max(1e-9)
+        self.weights as f64 / self.quantizing_seconds.max(1e-9)
     }
 }

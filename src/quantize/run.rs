@@ -57,14 +57,19 @@ pub fn run(
     }
     result?;
     let Run { writer, done, weights, remarks, .. } = run;
-    let report = |item: &Item| match (item.stored, done.get(&item.name)) {
-        (Stored::Pq(spec), Some(&error)) => Some(TensorReport { name: item.name.clone(), spec, error }),
-        _ => None,
-    };
-    let tensors = plan.items.iter().filter_map(report).collect();
+    let mut tensors = vec![];
+    for item in &plan.items {
+        if let Stored::Pq(spec) = item.stored {
+            let error = done.get(&item.name).copied();
+            let error =
+                error.ok_or_else(|| Error::invalid(&item.name, "it was planned but not quantized"))?;
+            tensors.push(TensorReport { name: item.name.clone(), spec, error });
+        }
+    }
     let bytes = writer.finish()?;
     let fp16_bytes = plan.fp16_bytes() as u64;
-    Ok(Report { tensors, bytes, fp16_bytes, seconds: start.elapsed().as_secs_f64(), weights, remarks })
+    let quantizing_seconds = start.elapsed().as_secs_f64();
+    Ok(Report { tensors, bytes, fp16_bytes, quantizing_seconds, weights, remarks })
 }
 
 /// A run at work.

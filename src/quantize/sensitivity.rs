@@ -104,9 +104,10 @@ impl Sensitivities {
         Self(plan.items.iter().filter_map(|item| Some((item.name.clone(), of(item)?))).collect())
     }
 
-    /// Of a matrix; one that is not known counts nothing.
-    pub fn of(&self, item: &Item) -> f64 {
-        self.0.get(&item.name).copied().unwrap_or(0.0)
+    /// Of a matrix; an error where it is not known: these are another model's.
+    pub fn of(&self, item: &Item) -> Result<f64> {
+        let known = self.0.get(&item.name).copied();
+        known.ok_or_else(|| Error::invalid("sensitivities", format!("there is none of {}", item.name)))
     }
 
     /// Measures them on text, which the model best writes itself: quantizes one matrix after the other to 3 bits, with
@@ -122,6 +123,9 @@ impl Sensitivities {
         stop: &AtomicBool,
         progress: &dyn Fn(&str, usize),
     ) -> Result<Self> {
+        if text.iter().all(|tokens| tokens.len() < 2) {
+            return Err(Error::invalid("sensitivities", "there is no text to measure them on"));
+        }
         let text: Vec<&[u32]> = text.iter().map(|tokens| &tokens[..tokens.len().min(LENGTH)]).collect();
         let vocab = model.config().vocab;
         let base = logits(model, &text)?;
@@ -136,7 +140,7 @@ impl Sensitivities {
             let logits = logits(&changed, &text)?;
             let pairs = base.par_chunks_exact(vocab).zip(logits.par_chunks_exact(vocab));
             let divergences: Vec<f64> = pairs.map(|(base, changed)| kl(base, changed)).collect();
-            let mean = divergences.iter().sum::<f64>() / divergences.len().max(1) as f64;
+            let mean = divergences.iter().sum::<f64>() / divergences.len() as f64;
             by_name.insert(item.name.clone(), if error > 0.0 { mean / error } else { 0.0 });
             progress(&item.name, item.elements());
             Ok(())

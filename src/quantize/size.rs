@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::budget::{Budget, Choice};
-use super::plan::{Item, Plan, Rules, Target};
+use super::plan::{Item, Plan, Target};
 use super::sensitivity::{DISTORTIONS, Sensitivities, distortion};
 use crate::checkpoint::Checkpoint;
 use crate::model::arch::Role;
@@ -86,29 +86,41 @@ pub struct Fitted {
 /// What a size is spent on.
 pub struct Fitter<'a> {
     checkpoint: &'a Checkpoint,
-    rules: Rules,
-    sensitivities: &'a Sensitivities,
     /// The plan of the rules as they are.
-    plan: Plan,
-    /// The items of the plan whose spec is to be chosen, with what each may become.
-    free: Vec<(Item, Vec<Target>)>,
+    plan: &'a Plan,
+    /// The items of the plan whose spec is to be chosen.
+    free: Vec<Free<'a>>,
     /// One spec for all that is free.
     uniform: bool,
 }
 
+/// A matrix whose spec is to be chosen.
+struct Free<'a> {
+    item: &'a Item,
+    sensitivity: f64,
+    /// What it may become.
+    targets: Vec<Target>,
+}
+
 impl<'a> Fitter<'a> {
-    /// Chooses the specs of all matrices that `rules` quantize and that no pattern of theirs names, each for itself or,
-    /// if `uniform`, one for all. What else the rules' specs say (scope, scale, rotation) stays.
+    /// Chooses the specs of all matrices that the plan quantizes and that no pattern of its rules names, each for
+    /// itself or, if `uniform`, one for all. What else the rules' specs say (scope, scale, rotation) stays.
+    ///
+    /// # Errors
+    /// A matrix whose sensitivity is not known.
     pub fn new(
         checkpoint: &'a Checkpoint,
-        rules: Rules,
-        sensitivities: &'a Sensitivities,
+        plan: &'a Plan,
+        sensitivities: &Sensitivities,
         uniform: bool,
     ) -> Result<Self> {
-        let plan = Plan::new(checkpoint, &rules)?;
-        let free = plan.items.iter().filter(|item| !rules.names(&item.name));
-        let free = free.filter_map(|item| Some((item.clone(), targets(item, uniform)?))).collect();
-        Ok(Self { checkpoint, rules, sensitivities, plan, free, uniform })
+        let mut free = vec![];
+        for item in plan.items.iter().filter(|item| !plan.rules.names(&item.name)) {
+            if let Some(targets) = targets(item, uniform) {
+                free.push(Free { item, sensitivity: sensitivities.of(item)?, targets });
+            }
+        }
+        Ok(Self { checkpoint, plan, free, uniform })
     }
 
     /// The plan of least estimated loss for each size, which the file does not exceed.
@@ -116,7 +128,7 @@ impl<'a> Fitter<'a> {
     /// # Errors
     /// A size that is below the smallest possible.
     pub fn fit(&self, sizes: &[Size]) -> Result<Vec<Fitted>> {
-        let sizes: Vec<u64> = sizes.iter().map(|size| size.bytes(&self.plan)).collect();
+        let sizes: Vec<u64> = sizes.iter().map(|size| size.bytes(self.plan)).collect();
         let budget = Budget::new(self.choices(), sizes.iter().copied().max().unwrap_or(0));
         sizes.into_iter().map(|size| self.fit_one(&budget, size)).collect()
     }
@@ -158,13 +170,12 @@ impl<'a> Fitter<'a> {
 
     /// What the knapsack's item becomes by its choice.
     fn target(&self, item: usize, choice: usize) -> Target {
-        self.free[item].1[choice]
+        self.free[item].targets[choice]
     }
 
     /// The items of the knapsack: each free matrix, or all of them together.
     fn choices(&self) -> Vec<Vec<Choice>> {
-        let each = self.free.iter().map(|(item, targets)| {
-            let sensitivity = self.sensitivities.of(item);
+        let each = self.free.iter().map(|Free { item, sensitivity, targets }| {
             let choice = |target: &Target| Choice {
                 bytes: target.bytes(item) as u64,
                 loss: match target {
@@ -187,10 +198,10 @@ impl<'a> Fitter<'a> {
     fn fitted(&self, budget: &Budget, chosen: &[usize]) -> Result<Fitted> {
         let choice = |i: usize| if self.uniform { chosen[0] } else { chosen[i] };
         let specs =
-            self.free.iter().enumerate().map(|(i, (item, targets))| (item.name.clone(), targets[choice(i)]));
-        let mut rules = self.rules.clone();
+            self.free.iter().enumerate().map(|(i, free)| (free.item.name.clone(), free.targets[choice(i)]));
+        let mut rules = self.plan.rules.clone();
         rules.tensors = specs.chain(rules.tensors).collect();
-        let plan = Plan::new(self.checkpoint, &rules)?;
+        let plan = self.plan.with_rules(self.checkpoint, rules)?;
         Ok(Fitted { plan, loss: budget.cost(chosen).loss })
     }
 }

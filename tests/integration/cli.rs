@@ -264,6 +264,15 @@ fn stderr_tells_and_quiet_does_not() {
 }
 
 #[test]
+fn a_program_with_threads_keeps_its_environment() {
+    // Tests run in threads, which may read the environment at any time.
+    let variable = || std::env::var_os("XDG_RUNTIME_DIR");
+    let before = variable();
+    fasq::cli::main(|| Ok(()));
+    assert_eq!(variable(), before);
+}
+
+#[test]
 fn stop_strings_and_contexts_end_texts() {
     let with = |args: &[&str]| {
         run_fixture("llama32-tiny-tied", &[&["-p", "licensee may", "--greedy"], args].concat())

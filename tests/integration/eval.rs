@@ -309,6 +309,24 @@ fn mistakes_are_one_line() {
 }
 
 #[test]
+fn a_context_beyond_the_trained_one_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text");
+    std::fs::write(&text, "licensee may copy pages of it. ".repeat(900)).unwrap();
+    let told = |ctx: &str| {
+        let path = text.to_str().unwrap();
+        let args = ["perplexity", "tests/fixtures/llama32-tiny-tied", "--text", path, "--chunks", "1"];
+        let output = fasq_eval(&[&args[..], &["--device", "cpu", "--ctx", ctx]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let beyond = told("2100");
+    let warnings: Vec<&str> = beyond.lines().filter(|line| line.contains("warning")).collect();
+    assert!(matches!(warnings[..], [line] if line.contains("2100") && line.contains("2048")), "{beyond}");
+    assert!(!told("1024").contains("warning"));
+}
+
+#[test]
 fn divergence_from_itself_is_nothing() {
     let tiny = "tests/fixtures/llama32-tiny-tied";
     let result = json(&[

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use fasq::backend::WeightData;
 use fasq::checkpoint::Checkpoint;
-use fasq::format::Reader;
+use fasq::format::{Reader, Writer};
 use fasq::pq::{PqSpec, Rotation};
 use fasq::quantize::{Options, Plan, Rules, Target, run};
 use half::f16;
@@ -232,7 +232,7 @@ fn hostile_files_are_errors_that_name_the_culprit() {
         ("no config", removed("fasq.config"), "fasq.config"),
         ("a config that is none", metadata("fasq.config", "[]"), "config"),
         ("a plan that is none", metadata("fasq.plan", "{"), "fasq.plan"),
-        ("no plan", removed("fasq.plan"), "codes"),
+        ("no plan", removed("fasq.plan"), "fasq.plan: missing"),
         ("a scale that is NaN", poison(&scales, f16::NAN), &scales),
         ("an infinite centroid", poison(&books, f16::INFINITY), &books),
         ("a universal table with NaN", poison("codebook.2-64", f16::NAN), "codebooks"),
@@ -304,4 +304,17 @@ proptest! {
         let file = [&(header.len() as u64).to_le_bytes()[..], &header, data].concat();
         let _ = read_all(file);
     }
+}
+
+#[test]
+fn rows_without_their_scales_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint();
+    let plan = Plan::new(&checkpoint, &Rules::universal()).unwrap();
+    let out = folder.path().join("model.fasq");
+    let (mut writer, _) = Writer::create(&out, plan.layout.clone(), 0, false).unwrap();
+    let row_bytes = PqSpec::UNIVERSAL.row_bytes(checkpoint.config().intermediate);
+    let why = writer.rows(NAME, 0, &vec![0; 2 * row_bytes], &[]).unwrap_err().to_string();
+    assert!(why.contains(".scales") && why.contains("2 scales"), "{why}");
+    assert!(writer.rows("no.such.matrix", 0, &[], &[]).is_err());
 }

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use fasq::Error;
 use fasq::backend::cpu::Cpu;
 use fasq::format::Reader;
+use fasq::model::arch::Input;
 use fasq::model::{Model, Source};
 use fasq::pq::{self, PqMatrix, PqSpec};
 use fasq::quantize::text::{self, TextSize};
-use fasq::quantize::{Activations, Hessian, Options, Plan, Rules, Target, run};
+use fasq::quantize::{Activations, Hessian, Inputs, Options, Plan, Rules, Target, run};
 use pollster::block_on;
 
 /// Uniform numbers from -1 to 1 of a linear congruential generator.
@@ -278,6 +279,42 @@ fn pack(
         let matrices = plan.items.iter().filter(|item| item.shape.len() == 2).count();
         assert!(report.tensors.len() <= matrices && !report.tensors.is_empty());
     })
+}
+
+/// Inputs that have nothing to say of a block.
+struct Silent;
+
+impl Inputs for Silent {
+    fn next_block(
+        &mut self,
+        _: [bool; Input::PER_LAYER],
+    ) -> fasq::Result<[Option<Hessian>; Input::PER_LAYER]> {
+        Ok([const { None }; Input::PER_LAYER])
+    }
+
+    fn head(&mut self) -> fasq::Result<Hessian> {
+        let mut hessian = Hessian::new(96);
+        hessian.add(&numbers(5 * 96, 3));
+        Ok(hessian)
+    }
+
+    fn fingerprint(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn a_matrix_that_was_left_out_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = fixture("llama32-tiny-tied");
+    let Source::Checkpoint(checkpoint) = &source else { panic!("a folder") };
+    let plan = Plan::new(checkpoint, &Rules::universal()).unwrap();
+    let out = folder.path().join("model.fasq");
+    let stop = AtomicBool::new(false);
+    let options = Options { quantizer: &Cpu, resume: false, stop: &stop, progress: &|_, _| () };
+    let why = run(checkpoint, &plan, &out, &options, Some(&mut Silent)).unwrap_err().to_string();
+    assert!(why.contains("model.layers.0.") && why.contains("not quantized"), "{why}");
+    assert!(!out.exists(), "the file would have had zeros for codes");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use fasq::backend::cpu::Cpu;
 use fasq::checkpoint::Checkpoint;
@@ -24,8 +25,8 @@ fn fixture(name: &str) -> PathBuf {
 
 fn fit(name: &str, rules: Rules, uniform: bool, sizes: &[Size]) -> fasq::Result<Vec<Fitted>> {
     let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
-    let typical = Sensitivities::typical(&Plan::new(&checkpoint, &rules).unwrap());
-    Fitter::new(&checkpoint, rules, &typical, uniform)?.fit(sizes)
+    let plan = Plan::new(&checkpoint, &rules).unwrap();
+    Fitter::new(&checkpoint, &plan, &Sensitivities::typical(&plan), uniform)?.fit(sizes)
 }
 
 fn fasq(program: &str, args: &[&str]) -> Output {
@@ -67,6 +68,34 @@ fn files_meet_their_size() {
     }
 }
 
+/// A tokenizer.json of `entries` tokens: to be compressed, never used.
+fn large_tokenizer(entries: u64) -> String {
+    let word = |n: u64| format!("{:x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let vocab: serde_json::Map<String, Value> = (0..entries).map(|n| (word(n), n.into())).collect();
+    serde_json::json!({ "model": { "vocab": vocab } }).to_string()
+}
+
+#[test]
+fn tokenizers_are_compressed_once() {
+    let folder = hollow();
+    std::fs::write(folder.path().join("tokenizer.json"), large_tokenizer(200_000)).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let start = Instant::now();
+    let plan = Plan::new(&checkpoint, &Rules::universal()).unwrap();
+    let once = start.elapsed();
+    let sensitivities = Sensitivities::typical(&plan);
+    let fitter = Fitter::new(&checkpoint, &plan, &sensitivities, false).unwrap();
+    let size = |fitted: &Fitted| fitted.plan.layout.file_len();
+    let start = Instant::now();
+    let fitted = fitter.fit(&[20.0, 25.0, 30.0, 35.0, 40.0, 45.0, 50.0].map(Size::Percent)).unwrap();
+    let all = start.elapsed();
+    assert!(fitted.windows(2).all(|two| size(&two[0]) < size(&two[1])));
+    // Anew for each size, it took twenty times as long as once.
+    assert!(all < 8 * once, "{all:?} for seven sizes, {once:?} for one tokenizer");
+    let alike = Plan::new(&checkpoint, &fitted[0].plan.rules).unwrap();
+    assert_eq!(alike.layout.file_len(), size(&fitted[0]));
+}
+
 /// A folder with the tensors of a Llama of 0.3 G weights, all zeros, in a file that has no blocks on the disk.
 fn hollow() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -97,8 +126,8 @@ fn hollow() -> tempfile::TempDir {
 fn a_large_model_meets_its_size_to_three_thousandths() {
     let folder = hollow();
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let typical = Sensitivities::typical(&Plan::new(&checkpoint, &Rules::universal()).unwrap());
-    let fitter = Fitter::new(&checkpoint, Rules::universal(), &typical, false).unwrap();
+    let plan = Plan::new(&checkpoint, &Rules::universal()).unwrap();
+    let fitter = Fitter::new(&checkpoint, &plan, &Sensitivities::typical(&plan), false).unwrap();
     let sizes = [12.0, 20.0, 27.3, 31.0, 42.0, 50.0].map(Size::Percent);
     for (fitted, size) in fitter.fit(&sizes).unwrap().iter().zip(sizes) {
         let (len, most) = (fitted.plan.layout.file_len(), size.bytes(&fitted.plan));
@@ -158,8 +187,9 @@ fn measured_sensitivities_tell_matrices_apart() {
     let measured = measure();
     assert_eq!(measured, measure());
     let matrices: Vec<_> = plan.items.iter().filter(|item| item.role != Role::Keep).collect();
-    assert!(matrices.iter().all(|item| measured.of(item) > 0.0));
-    let of = |name: &str| measured.of(matrices.iter().find(|item| item.name.contains(name)).unwrap());
+    assert!(matrices.iter().all(|item| measured.of(item).unwrap() > 0.0));
+    let of =
+        |name: &str| measured.of(matrices.iter().find(|item| item.name.contains(name)).unwrap()).unwrap();
     assert!(of("embed_tokens") > 3.0 * of("layers.0.self_attn.k_proj"), "{}", measured.to_json());
 }
 
@@ -190,6 +220,29 @@ fn the_program_meets_a_size_and_reproduces_it() {
     let other = ["--seed", "1", "--written", &written, "-o", &path("x.fasq")];
     let text = refused("fasq-quantize", &[&common[..], &other].concat());
     assert!(text.contains("written.json") && text.contains("seed 1"), "{text}");
+}
+
+#[test]
+fn seconds_are_elapsed_seconds() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("model.fasq").display().to_string();
+    let start = Instant::now();
+    let args = [NAME, "-o", &out, "--sequences", "48", "--length", "64", "--json", "--backend", "cpu"];
+    let report: Value = serde_json::from_str(&told("fasq-quantize", &args)).unwrap();
+    let elapsed = start.elapsed().as_secs_f64();
+    let seconds = |key: &str| report[key].as_f64().unwrap();
+    // The model writes text before anything is quantized.
+    assert!(seconds("seconds") > seconds("quantizing_seconds"), "{report}");
+    assert!((0.5 * elapsed..=elapsed).contains(&seconds("seconds")), "{elapsed} s: {report}");
+}
+
+#[test]
+fn sensitivities_of_another_model_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("other.json").display().to_string();
+    std::fs::write(&file, r#"{"model.embed_tokens.weight": 1.0}"#).unwrap();
+    let text = refused("fasq-quantize", &[NAME, "--size", "50%", "--sensitivity", &file, "--plan-only"]);
+    assert!(text.contains("other.json") && text.contains("model.layers.0."), "{text}");
 }
 
 #[test]

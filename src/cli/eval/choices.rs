@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
@@ -38,7 +39,7 @@ pub struct ChoicesArgs {
     bos: bool,
 }
 
-pub fn run<B: Backend>(args: &ChoicesArgs, model: &Model<B>, source: &Source) -> Result<()> {
+pub fn run<B: Backend>(args: &ChoicesArgs, model: &Model<B>, source: &Source, start: Instant) -> Result<()> {
     if args.task.len() != args.data.len() {
         let expected = format!("one for each of {} --task", args.task.len());
         return Err(Error::mismatch("--data", expected, args.data.len()));
@@ -62,11 +63,12 @@ pub fn run<B: Backend>(args: &ChoicesArgs, model: &Model<B>, source: &Source) ->
     }
     let mut output = Output::new(args.model.json, false);
     if args.model.json {
-        return output.line(&as_json(&results, &model.backend().describe(), args.bos));
+        let mut line = as_json(&results, &model.backend().describe(), args.bos);
+        line["seconds"] = start.elapsed().as_secs_f64().into();
+        return output.line(&line);
     }
     output.text(&as_table(&results))?;
-    let seconds: f64 = results.iter().map(|(_, _, seconds)| seconds).sum();
-    output.remark(&format!("{seconds:.1} s; {}", model.backend().describe()));
+    output.remark(&format!("{:.1} s in all; {}", start.elapsed().as_secs_f64(), model.backend().describe()));
     Ok(())
 }
 

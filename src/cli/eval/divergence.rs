@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use clap::Args;
 use comfy_table::{Table, presets};
@@ -28,7 +29,12 @@ pub struct DivergenceArgs {
     text: TextArgs,
 }
 
-pub fn run<B: Backend + Clone>(args: &DivergenceArgs, backend: B, source: &Source) -> Result<()> {
+pub fn run<B: Backend + Clone>(
+    args: &DivergenceArgs,
+    backend: B,
+    source: &Source,
+    start: Instant,
+) -> Result<()> {
     let base_source = Source::open(&args.base)?;
     let (vocab, base_vocab) = (source.config().vocab, base_source.config().vocab);
     if vocab != base_vocab {
@@ -39,6 +45,7 @@ pub fn run<B: Backend + Clone>(args: &DivergenceArgs, backend: B, source: &Sourc
     if source.assets().tokenizer.is_some() && args.text.tokens(source)?.0 != tokens {
         return Err(Error::invalid("tokenizer.json", "the two models cut the text into different tokens"));
     }
+    args.text.warn(source);
     let base = Model::load(backend.clone(), &base_source)?;
     let model = Model::load(backend, source)?;
     let interrupted = interrupt_flag()?;
@@ -48,8 +55,8 @@ pub fn run<B: Backend + Clone>(args: &DivergenceArgs, backend: B, source: &Sourc
         progress.show(done, of, format!("KL {mean:.5} ± {error:.5}"));
         !interrupted.load(Ordering::Relaxed)
     }));
-    let (chunks, time) = progress.finish();
-    let (result, seconds) = (result?, time.as_secs_f64());
+    let (chunks, _) = progress.finish();
+    let (result, seconds) = (result?, start.elapsed().as_secs_f64());
     let mut output = Output::new(args.model.json, false);
     if args.model.json {
         let mut line = as_json(&result);
@@ -63,7 +70,7 @@ pub fn run<B: Backend + Clone>(args: &DivergenceArgs, backend: B, source: &Sourc
     }
     output.text(&as_table(&result))?;
     output.remark(&format!(
-        "{chunks} chunks of {} tokens, {} scored; {} of {} bytes; {seconds:.1} s; {}",
+        "{chunks} chunks of {} tokens, {} scored; {} of {} bytes; {seconds:.1} s in all; {}",
         args.text.ctx,
         result.kl.count(),
         source.bytes(),

@@ -82,6 +82,7 @@ pub fn run<B: Backend + Clone>(args: &FrontierArgs, backend: B, source: &Source)
     let table = args.dir.join("frontier.csv");
     let mut points: Vec<Point> = if table.exists() { read_csv(&table)? } else { vec![] };
     let (tokens, protocol) = args.text.tokens(source)?;
+    args.text.warn(source);
     let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
     let text = format!("{:016x}", fnv1a(&bytes, 0));
     let checkpoint = source.fingerprint();

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::backend::{Backend, BackendTask};
 use crate::baseline::Rtn;
-use crate::cli::DeviceArgs;
+use crate::cli::{DeviceArgs, note};
 use crate::eval::perplexity::Protocol;
 use crate::generate::Tokenizer;
 use crate::model::{Model, Source};
-use crate::{Error, Result, with_backend};
+use crate::{Error, Result};
 
 /// Measure a language model: a .fasq file, or a Hugging Face folder to measure unquantized.
 #[derive(Parser)]
@@ -80,13 +81,26 @@ struct TextArgs {
 }
 
 impl TextArgs {
+    /// Warns where a chunk is longer than the texts that the model was trained on.
+    fn warn(&self, source: &Source) {
+        let trained = source.config().max_context;
+        if self.ctx > trained {
+            note(&format!(
+                "warning: --ctx {} is beyond the {trained} tokens that the model was trained for",
+                self.ctx
+            ));
+        }
+    }
+
     /// The text's tokens by the model's own tokenizer.
     fn tokens(&self, source: &Source) -> Result<(Vec<u32>, Protocol)> {
         let tokenizer = tokenizer(source)?;
         let text = std::fs::read_to_string(&self.text).map_err(Error::io(&self.text))?;
         let tokens = tokenizer.encode(&text, true)?;
         let bos = tokenizer.adds_bos().then(|| tokens[0]);
-        Ok((tokens, Protocol { context: self.ctx, chunks: self.chunks.map(|n| n as usize), bos }))
+        let protocol = Protocol { context: self.ctx, chunks: self.chunks.map(|n| n as usize), bos };
+        protocol.check(&tokens)?;
+        Ok((tokens, protocol))
     }
 }
 
@@ -99,16 +113,34 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         Task::Choices(args) => &args.model,
         Task::Frontier(args) => &args.model,
     };
+    let start = Instant::now();
     super::set_threads(common.threads)?;
     let choice = common.device.choose()?;
     let source = common.open()?;
-    with_backend!(choice, |backend| match &args.task {
-        Task::Logits(args) => logits::run(args, &Model::load(backend, &source)?),
-        Task::Perplexity(args) => perplexity::run(args, &Model::load(backend, &source)?, &source),
-        Task::Divergence(args) => divergence::run(args, backend, &source),
-        Task::Choices(args) => choices::run(args, &Model::load(backend, &source)?, &source),
-        Task::Frontier(args) => frontier::run(args, backend, &source),
-    })
+    choice.run(Evaluation { task: &args.task, source: &source, start })
+}
+
+/// A task on its model.
+struct Evaluation<'a> {
+    task: &'a Task,
+    source: &'a Source,
+    /// When the program began, which reported seconds count from.
+    start: Instant,
+}
+
+impl BackendTask for Evaluation<'_> {
+    type Output = ();
+
+    fn run<B: Backend + Clone>(self, backend: B) -> Result<()> {
+        let Self { task, source, start } = self;
+        match task {
+            Task::Logits(args) => logits::run(args, &Model::load(backend, source)?),
+            Task::Perplexity(args) => perplexity::run(args, &Model::load(backend, source)?, source, start),
+            Task::Divergence(args) => divergence::run(args, backend, source, start),
+            Task::Choices(args) => choices::run(args, &Model::load(backend, source)?, source, start),
+            Task::Frontier(args) => frontier::run(args, backend, source),
+        }
+    }
 }
 
 fn tokenizer(source: &Source) -> Result<Tokenizer> {

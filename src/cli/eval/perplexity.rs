@@ -1,6 +1,7 @@
 //! `fasq-eval perplexity`.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use clap::Args;
 use pollster::block_on;
@@ -23,8 +24,14 @@ pub struct PerplexityArgs {
     text: TextArgs,
 }
 
-pub fn run<B: Backend>(args: &PerplexityArgs, model: &Model<B>, source: &Source) -> Result<()> {
+pub fn run<B: Backend>(
+    args: &PerplexityArgs,
+    model: &Model<B>,
+    source: &Source,
+    start: Instant,
+) -> Result<()> {
     let (tokens, protocol) = args.text.tokens(source)?;
+    args.text.warn(source);
     let interrupted = interrupt_flag()?;
     let progress = Progress::new("chunks");
     let result = block_on(perplexity(model, &tokens, protocol, |done, of, estimate| {
@@ -32,8 +39,9 @@ pub fn run<B: Backend>(args: &PerplexityArgs, model: &Model<B>, source: &Source)
         !interrupted.load(Ordering::Relaxed)
     }));
     let (chunks, time) = progress.finish();
-    let (estimate, seconds) = (result?, time.as_secs_f64());
-    let rate = (chunks * args.text.ctx) as f64 / seconds;
+    let estimate = result?;
+    let rate = (chunks * args.text.ctx) as f64 / time.as_secs_f64();
+    let seconds = start.elapsed().as_secs_f64();
     let mut output = Output::new(args.model.json, false);
     if args.model.json {
         return output.line(&json!({
@@ -50,7 +58,7 @@ pub fn run<B: Backend>(args: &PerplexityArgs, model: &Model<B>, source: &Source)
     }
     output.text(&format!("{}\n", describe(&estimate)))?;
     output.remark(&format!(
-        "{chunks} chunks of {} tokens, {} scored; {seconds:.1} s, {rate:.0} tok/s; {}",
+        "{chunks} chunks of {} tokens, {} scored; {rate:.0} tok/s; {seconds:.1} s in all; {}",
         args.text.ctx,
         estimate.tokens(),
         model.backend().describe(),

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write as _};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pollster::block_on;
@@ -11,14 +12,14 @@ use serde_json::json;
 
 use super::tables::{plan_json, plan_text, report_text, sizes_json, sizes_text};
 use super::{Learn, Preset, QuantizeArgs};
-use crate::backend::Backend;
+use crate::backend::{Backend, BackendTask};
 use crate::checkpoint::Checkpoint;
 use crate::cli::output::STDOUT;
 use crate::cli::{note, write_whole};
 use crate::config::ModelConfig;
 use crate::format::partial_path;
 use crate::generate::Tokenizer;
-use crate::model::arch::Role;
+use crate::model::arch::{self, Role};
 use crate::model::{Model, Source};
 use crate::quantize::text::{self, TextSize};
 use crate::quantize::{
@@ -34,28 +35,28 @@ pub struct Job<'a> {
     pub checkpoint: &'a Checkpoint,
     pub feedback: Learn,
     pub stop: &'a AtomicBool,
+    /// When the program began, which reported seconds count from.
+    pub start: Instant,
 }
 
-impl Job<'_> {
-    /// Plans and, if there is a file to write, quantizes; loads the unquantized model first if it is to `read`.
-    pub fn run<B: Backend + Clone>(&self, backend: &B, read: bool) -> Result<()> {
-        let model = if read { Some(Model::load(backend.clone(), self.source)?) } else { None };
+impl BackendTask for Job<'_> {
+    type Output = ();
+
+    /// Plans and, if there is a file to write, quantizes; loads the unquantized model first if something is learnt from it.
+    fn run<B: Backend + Clone>(self, backend: B) -> Result<()> {
+        let learns = self.feeds() || self.args.sensitivity == Learn::Own;
+        let model = if learns { Some(Model::load(backend.clone(), self.source)?) } else { None };
         let model = model.as_ref();
         let (args, talk) = (self.args, self.talks());
-        let rules = self.rules()?;
+        let plan = Plan::new(self.checkpoint, &self.rules()?)?;
         let mut text = None;
-        let fitted = if self.sizes().is_empty() { None } else { Some(self.fit(&rules, model, &mut text)?) };
+        let mut fitted = self.fit(&plan, model, &mut text)?;
         if args.sizes.is_some() {
-            return match fitted {
-                Some(fitted) if args.json => print(&sizes_json(&fitted).to_string()),
-                fitted => print(&sizes_text(&fitted.unwrap_or_default())),
-            };
+            return print(&if args.json { sizes_json(&fitted).to_string() } else { sizes_text(&fitted) });
         }
-        let fitted = fitted.and_then(|mut fitted| fitted.pop());
-        let loss = fitted.as_ref().map(|fitted| fitted.loss);
-        let plan = match fitted {
-            Some(fitted) => fitted.plan,
-            None => Plan::new(self.checkpoint, &rules)?,
+        let (plan, loss) = match fitted.pop() {
+            Some(Fitted { plan, loss }) => (plan, Some(loss)),
+            None => (plan, None),
         };
         if talk {
             print(&plan_text(&plan, loss, self.memory(&plan)))?;
@@ -85,16 +86,21 @@ impl Job<'_> {
             note(&format!("{} keeps what is done: --resume continues it", partial_path(out).display()));
         }
         let report = report?;
+        let seconds = self.start.elapsed().as_secs_f64();
         if args.json {
-            print(&json!(report).to_string())?;
+            let mut line = json!(report);
+            line["seconds"] = seconds.into();
+            print(&line.to_string())?;
         } else if talk {
-            print(&report_text(&report, out))?;
+            print(&report_text(&report, out, seconds))?;
         }
         Ok(())
     }
+}
 
+impl Job<'_> {
     /// Whether a file is written with feedback.
-    pub fn feeds(&self) -> bool {
+    fn feeds(&self) -> bool {
         self.feedback != Learn::Nothing && self.args.out.is_some() && !self.args.plan_only
     }
 
@@ -128,27 +134,37 @@ impl Job<'_> {
         }
     }
 
-    /// The rules for each size. Leaves the text that sensitivities were measured on in `text`.
+    /// The plan that meets each size that is asked for. Leaves the text that sensitivities were measured on in `text`.
     fn fit<B: Backend + Clone>(
         &self,
-        rules: &Rules,
+        plan: &Plan,
         model: Option<&Model<B>>,
         text: &mut Option<Vec<Vec<u32>>>,
     ) -> Result<Vec<Fitted>> {
-        let args = self.args;
-        let plan = Plan::new(self.checkpoint, rules)?;
+        let (args, sizes) = (self.args, self.sizes());
+        if sizes.is_empty() {
+            return Ok(vec![]);
+        }
         let sensitivities = match (&args.sensitivity, model) {
+            (Learn::Nothing, _) => Sensitivities::typical(plan),
             (Learn::File(path), _) => {
                 let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
                 Sensitivities::from_json(&text).map_err(|e| Error::invalid(path.display().to_string(), e))?
             }
-            (Learn::Own, Some(model)) => self.measure(&plan, model, text.insert(self.text(model)?))?,
-            _ => Sensitivities::typical(&plan),
+            (Learn::Own, Some(model)) => self.measure(plan, model, text.insert(self.text(model)?))?,
+            (Learn::Own, None) => {
+                return Err(Error::invalid("--sensitivity self", "the model is not loaded"));
+            }
         };
         if let Some(path) = &args.save_sensitivity {
             write_whole(path, sensitivities.to_json().as_bytes())?;
         }
-        Fitter::new(self.checkpoint, rules.clone(), &sensitivities, args.uniform)?.fit(&self.sizes())
+        let fitter = Fitter::new(self.checkpoint, plan, &sensitivities, args.uniform);
+        let fitter = fitter.map_err(|e| match &args.sensitivity {
+            Learn::File(path) => Error::invalid(format!("--sensitivity {}", path.display()), e),
+            _ => e,
+        });
+        fitter?.fit(&sizes)
     }
 
     fn measure<B: Backend + Clone>(
@@ -227,10 +243,10 @@ impl Job<'_> {
         };
         if !self.sizes().is_empty() {
             // What the user has decided is not the solver's to choose.
-            let plan = Plan::new(checkpoint, &rules)?;
+            let tensors = arch::tensors(checkpoint.config(), &|name| checkpoint.contains(name));
             let decided = |role, target: Option<Target>| {
-                let item = plan.items.iter().find(|item| item.role == role)?;
-                Some((item.name.clone(), target?))
+                let tensor = tensors.iter().find(|tensor| tensor.role == role)?;
+                Some((tensor.name.clone(), target?))
             };
             let decided = [decided(Role::Embed, args.embed), decided(Role::Head, args.head)];
             rules.tensors = decided.into_iter().flatten().chain(rules.tensors).collect();

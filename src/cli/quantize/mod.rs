@@ -5,6 +5,7 @@ mod tables;
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 
@@ -13,7 +14,7 @@ use super::{DeviceArgs, interrupt_flag};
 use crate::checkpoint::Checkpoint;
 use crate::model::Source;
 use crate::quantize::{Size, Target};
-use crate::{Error, Result, with_backend};
+use crate::{Error, Result};
 
 /// Compress a language model by product quantization.
 ///
@@ -141,6 +142,7 @@ fn tensor_rule(text: &str) -> Result<(String, Target)> {
 
 /// Runs the command.
 pub fn run(args: QuantizeArgs) -> Result<()> {
+    let start = Instant::now();
     if let Some(out) = &args.out {
         check_out(out)?;
     }
@@ -153,9 +155,8 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         Preset::Default => Learn::Own,
         Preset::Paper => Learn::Nothing,
     });
-    let job = Job { args: &args, source: &source, checkpoint, feedback, stop: interrupt_flag()? };
-    let reads = job.feeds() || args.sensitivity == Learn::Own;
-    with_backend!(args.device.choose()?, |backend| job.run(&backend, reads))
+    let job = Job { args: &args, source: &source, checkpoint, feedback, stop: interrupt_flag()?, start };
+    args.device.choose()?.run(job)
 }
 
 /// Finds out before the work whether the file can take its name.

@@ -112,7 +112,8 @@ pub fn sizes_json(sizes: &[Fitted]) -> Value {
     sizes.iter().map(|fitted| plan_json(&fitted.plan, Some(fitted.loss))).collect()
 }
 
-pub fn report_text(report: &Report, out: &Path) -> String {
+/// What a finished file lost, its size, and the seconds since the program began.
+pub fn report_text(report: &Report, out: &Path, seconds: f64) -> String {
     let mut table = table(&["tensor", "", "stored as", "error mean", "max"]);
     let key = |name: &str, spec: &str| format!("{}|{spec}", pattern(name));
     let tensors = report.tensors.iter().map(|t| (key(&t.name, &t.spec.to_string()), t));
@@ -131,9 +132,12 @@ pub fn report_text(report: &Report, out: &Path) -> String {
         format!("{table}\nerror: |W - W'|^2 / |W|^2\n")
     };
     let size = size_line(report.bytes, report.fp16_bytes);
-    let (seconds, speed) = (report.seconds, report.speed() / 1e6);
+    let (quantizing, speed) = (report.quantizing_seconds, report.speed() / 1e6);
     let remarks: String = report.remarks.iter().map(|remark| format!("{remark}\n")).collect();
-    format!("{errors}{remarks}{}: {size}\n{seconds:.1} s, {speed:.1} M weights/s", out.display())
+    format!(
+        "{errors}{remarks}{}: {size}\n{seconds:.1} s, of which quantizing took {quantizing:.1} s ({speed:.1} M weights/s)",
+        out.display()
+    )
 }
 
 fn size_line(bytes: u64, fp16: u64) -> String {

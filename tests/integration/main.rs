@@ -7,6 +7,7 @@ mod chat_template;
 mod checkpoint;
 mod cli;
 mod eval;
+mod examples;
 mod fixture;
 mod format;
 mod generate;

@@ -191,7 +191,7 @@ pub(crate) fn dense_dtype(dtype: safetensors::Dtype) -> Option<Dtype> {
 }
 
 /// The longest header that the safetensors format allows.
-const MAX_HEADER: usize = 100_000_000;
+pub(crate) const MAX_HEADER: usize = 100_000_000;
 
 /// Where the data of a safetensors file starts, and its header, whose offsets cover the rest of the file without gap or
 /// overlap; or what is there instead.

@@ -8,7 +8,7 @@ use crate::checkpoint::Assets;
 use crate::{Error, Result};
 
 /// Most bytes that a tokenizer may have when it is unpacked.
-const TOKENIZER_LIMIT: usize = 1 << 28;
+pub const TOKENIZER_LIMIT: usize = 1 << 28;
 /// Bytes from which a tokenizer is large.
 const LARGE: usize = 1 << 20;
 

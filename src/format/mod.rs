@@ -1,4 +1,4 @@
-//! The .fasq file: everything that a run needs, as a valid safetensors file.
+//! The .fasq file: everything that a run needs, as a valid safetensors file. docs/format.md has the compatibility rules.
 //!
 //! # Bytes
 //!
@@ -109,5 +109,45 @@ impl Parts {
             },
             scales: (spec.scale != RowScale::None).then(|| Part::new(part("scales"), F16, [rows])),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pq::Rotation;
+
+    /// What docs/format.md states is what the code does.
+    #[test]
+    fn the_document_states_the_constants() {
+        let document = include_str!("../../docs/format.md");
+        let header = crate::checkpoint::MAX_HEADER;
+        let (dim, tokenizer) = (reader::MAX_DIM, assets::TOKENIZER_LIMIT);
+        for row in [
+            format!("| `fasq.version` | `{VERSION}` |"),
+            format!("`{TOKENIZER}` (U8)"),
+            format!("| rows, columns | 1 to {dim} |"),
+            format!("| bytes of the header | {header} |"),
+            format!("| bytes of the tokenizer, unpacked | {tokenizer} |"),
+        ] {
+            assert!(document.contains(&row), "docs/format.md lacks {row:?}");
+        }
+        assert!(
+            document.contains("| D | 1 to 8 |") && document.contains("| K | a power of two, 4 to 65536 |")
+        );
+        let spec = |text: &str| text.parse::<PqSpec>();
+        assert!(["1-4@matrix", "8-65536@matrix"].into_iter().all(|text| spec(text).is_ok()));
+        assert!(["0-4", "9-4", "1-2", "1-131072", "1-6"].into_iter().all(|text| spec(text).is_err()));
+        assert!(document.contains("| block of a rotation | 16 to 512,"));
+        let block = |dim| Rotation::for_dim(dim).map(|rotation| rotation.block);
+        assert_eq!([8, 16, 48, 512, 4096].map(block), [None, Some(16), Some(16), Some(512), Some(512)]);
+
+        // The sizes of the three tensors.
+        let (rows, cols, text) = (6, 21, "2-8@group:4+rms+norotate");
+        let Parts { codes, codebooks, scales } = Parts::new("w", [rows, cols], spec(text).unwrap());
+        let subspaces: usize = 11;
+        assert_eq!(codes.shape, [rows, (subspaces * 3).div_ceil(8)]);
+        assert_eq!(codebooks.shape, [subspaces.div_ceil(4), 8, 2]);
+        assert_eq!(scales.unwrap().shape, [rows]);
     }
 }

@@ -18,7 +18,7 @@ use crate::tensor::{Form, Stored, TensorView, f16_slice};
 use crate::{Error, Result};
 
 /// Far beyond any model.
-const MAX_DIM: usize = 1 << 28;
+pub(super) const MAX_DIM: usize = 1 << 28;
 
 /// An open .fasq file. Opening reads the header, the tokenizer and the universal tables; matrices are read, and their
 /// scales and codebooks checked, when they are asked for.

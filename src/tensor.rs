@@ -1,4 +1,4 @@
-//! Tensors as they stand in files, which every part of the program hands on: bytes with a type and a shape.
+//! Tensors as files store them: bytes with a type and a shape.
 
 use std::borrow::Cow;
 
@@ -57,7 +57,7 @@ impl WeightData<'_> {
     }
 }
 
-/// A weight `[rows, cols]` without its numbers: all that its size depends on.
+/// Shape and storage of a weight `[rows, cols]`, without its numbers: what its size depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Form {
     pub rows: usize,
@@ -97,12 +97,13 @@ impl<'a> TensorView<'a> {
             Dtype::F32 => {
                 self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
             }
-            Dtype::F16 => self.halves().map(|bits| f16::from_bits(bits).to_f32()).collect(),
-            Dtype::BF16 => self.halves().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
+            Dtype::F16 => self.bits16().map(|bits| f16::from_bits(bits).to_f32()).collect(),
+            Dtype::BF16 => self.bits16().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
         }
     }
 
-    fn halves(&self) -> impl Iterator<Item = u16> + '_ {
+    /// The words of a 16-bit type.
+    fn bits16(&self) -> impl Iterator<Item = u16> + '_ {
         self.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]))
     }
 

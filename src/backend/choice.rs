@@ -75,7 +75,7 @@ fn not_built(kind: &str) -> Error {
     )
 }
 
-/// The kind of device that serves best.
+/// The best kind of device that is built in and present.
 fn best() -> &'static str {
     #[cfg(feature = "cuda")]
     if cuda::available() {

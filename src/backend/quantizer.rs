@@ -16,10 +16,10 @@ pub struct Rows<'a> {
 
 /// Where matrices are quantized.
 pub trait Quantizer {
-    /// What computes, for people.
+    /// Name of the device, for messages.
     fn describe(&self) -> String;
 
-    /// Weights that it best gets at a time where rows do not depend on each other.
+    /// Preferred number of weights in a call, where rows are independent of each other.
     fn block(&self) -> usize;
 
     /// Does what [`crate::pq::quantize()`] does: to the same bytes without feedback, and with it to an error that differs by

@@ -1,4 +1,4 @@
-//! What the programs share: their way in and out, interruption, and the terminal.
+//! What the programs share: entry and exit codes, Ctrl-C, threads, messages.
 
 pub mod bench;
 pub mod chat;
@@ -40,7 +40,7 @@ impl DeviceArgs {
         &self.device
     }
 
-    /// Whether the user left it to us.
+    /// Whether the device is chosen automatically.
     pub fn is_auto(&self) -> bool {
         self.device == AUTO
     }
@@ -55,7 +55,7 @@ const INTERRUPTED: u8 = 130;
 const LOG: &str = "warn,fasq::backend::cuda::tune=info";
 
 /// Runs a program: log messages as RUST_LOG says (default: warnings, and what is measured once on a device), an error as
-/// one line on stderr and an exit code. A reader that closes our stdout has what it wants: that is no failure.
+/// one line on stderr and an exit code. A closed stdout, as by `| head`, is no failure.
 pub fn main(run: impl FnOnce() -> Result<()>) -> ExitCode {
     silence_mesa();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(LOG))
@@ -112,22 +112,22 @@ pub fn interrupt_flag() -> Result<&'static AtomicBool> {
     set.as_ref().map(|()| &FLAG).map_err(|e| Error::invalid("Ctrl-C", e))
 }
 
-/// Writes a file that appears only when it is whole.
+/// Writes a file under another name and renames it, so that nobody sees half of it.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let partial = crate::format::partial_path(path);
     std::fs::write(&partial, bytes).map_err(Error::io(path))?;
     std::fs::rename(&partial, path).map_err(Error::io(path))
 }
 
-/// Gives rayon that many threads, or one for each core, before anything uses it. The calling thread is one of them: it
-/// works on what it asks for instead of waiting, and a kernel of a few microseconds is not spent on waking others.
+/// Sets rayon's global pool to that many threads, or one for each core; call it before rayon is used. The calling thread
+/// is one of them: waking another would cost more than a kernel of a few microseconds.
 pub fn set_threads(threads: Option<usize>) -> Result<()> {
     if threads.is_some_and(|threads| !(1..=1024).contains(&threads)) {
         return Err(Error::mismatch("--threads", "1 to 1024", threads.unwrap_or(0)));
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).use_current_thread();
     match pool.build_global() {
-        // A program that runs another's command has its threads already.
+        // `fasq-eval frontier` runs the command of fasq-quantize in the pool that it has.
         Err(_) if threads.is_none() => Ok(()),
         built => built.map_err(|e| Error::invalid("--threads", e)),
     }

@@ -20,7 +20,7 @@ use crate::{Error, Result};
 const CONTEXT: usize = 4096;
 /// Tokens to continue a prompt by, unless `-n` says otherwise.
 const TOKENS: usize = 256;
-/// What there is to continue where the user gives nothing.
+/// The prompt at a terminal, by default.
 const PROMPT: &str = "Once upon a time";
 
 const NOTES: &str = "\
@@ -79,7 +79,7 @@ pub struct RunArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Sampling, in this order (defaults: the model's own)")]
 struct SamplingArgs {
-    /// Divide the logits of tokens that stand in the text already; 1: off
+    /// Divide the logits of tokens that are in the text already; 1: off
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
     /// Divide the logits; 0: greedy
@@ -97,7 +97,7 @@ struct SamplingArgs {
     /// The same seed gives the same text [default: another each time]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// The likeliest token always
+    /// Always take the likeliest token
     #[arg(long, conflicts_with = "temperature")]
     greedy: bool,
 }
@@ -204,7 +204,7 @@ impl BackendTask for Run<'_> {
     }
 }
 
-/// The context to make room for.
+/// The context to allocate: what was asked for, else the trained one up to [`CONTEXT`].
 fn context(asked: Option<usize>, trained: usize) -> Result<usize> {
     match asked {
         None => Ok(trained.min(CONTEXT)),

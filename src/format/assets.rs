@@ -1,4 +1,4 @@
-//! The texts that travel with the weights, made small.
+//! The texts of a .fasq file: minified metadata and the compressed tokenizer.
 
 use miniz_oxide::deflate::{CompressionLevel, compress_to_vec_zlib};
 use miniz_oxide::inflate::decompress_to_vec_zlib_with_limit;

@@ -1,4 +1,4 @@
-//! [`Reader`]: a .fasq file, of which nothing is believed before it is checked.
+//! [`Reader`]: a .fasq file, checked before anything of it is used.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -17,7 +17,7 @@ use crate::pq::{PqMatrix, Scope};
 use crate::tensor::{Form, Stored, TensorView, f16_slice};
 use crate::{Error, Result};
 
-/// Far beyond any model.
+/// Largest dimension of a matrix: far beyond any model, and the product of two fits into 64 bits.
 pub(super) const MAX_DIM: usize = 1 << 28;
 
 /// An open .fasq file. Opening reads the header, the tokenizer and the universal tables; matrices are read, and their

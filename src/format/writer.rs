@@ -95,13 +95,18 @@ impl Writer {
         if self.journal.written.elapsed() >= JOURNAL_PAUSE { self.flush_journal() } else { Ok(()) }
     }
 
-    /// Makes everything that is done survive this process: call it before giving up.
+    /// Syncs the file and writes finished matrices to its journal: call it before the process ends early.
     pub fn flush_journal(&mut self) -> Result<()> {
         self.file.sync_data().map_err(Error::io(&self.partial))?;
         let pending = std::mem::take(&mut self.journal.pending);
         let end = self.journal.at + pending.len() as u64;
         if end > 8 + self.layout.header_len {
-            return Err(Error::invalid(self.partial.display().to_string(), "no room for the journal"));
+            let what = format!("{}: its journal", self.partial.display());
+            return Err(Error::mismatch(
+                what,
+                format!("at most {} bytes, the header's", self.layout.header_len),
+                end - 8,
+            ));
         }
         self.write_at(self.journal.at, pending.as_bytes())?;
         self.journal.at = end;
@@ -210,7 +215,7 @@ pub fn fnv1a(bytes: &[u8], hash: u64) -> u64 {
     bytes.iter().fold(hash, |hash, &b| (hash ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// Makes a rename last; where folders cannot be opened there is nothing to do.
+/// Syncs the folder of `file`, so that a rename is durable; does nothing where folders cannot be opened.
 fn sync_folder(file: &Path) {
     let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match File::open(folder).and_then(|folder| folder.sync_all()) {

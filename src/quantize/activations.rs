@@ -19,7 +19,7 @@ pub trait Inputs {
     /// After the last block: the Hessian of what the output head reads.
     fn head(&mut self) -> Result<Hessian>;
 
-    /// Stands for the text and whatever else decides the Hessians.
+    /// A hash of the text and of whatever else the Hessians depend on.
     fn fingerprint(&self) -> u64;
 }
 

@@ -18,11 +18,11 @@ use crate::format::fnv1a;
 use crate::model::{Model, Source};
 use crate::{Error, Result};
 
-/// In percent of FP16, the sizes that are tried unless told otherwise.
+/// The sizes that are tried by default, in percent of FP16.
 const SIZES: [&str; 8] = ["20%", "22.5%", "25%", "27%", "30%", "33%", "37%", "42%"];
 
-/// Quantizes a checkpoint in many ways and measures each: a table and a plot of divergence and perplexity against bytes.
-/// What is done is kept in DIR, and an interrupted sweep continues there.
+/// Quantizes a checkpoint with several sets of options and measures each: a table and a plot of divergence and perplexity
+/// against bytes. Results are kept in DIR; an interrupted sweep continues there.
 #[derive(Args)]
 pub struct FrontierArgs {
     #[command(flatten)]
@@ -30,20 +30,20 @@ pub struct FrontierArgs {
     /// Folder for the files, frontier.csv and the plots
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// One way to quantize, as options of fasq-quantize; may be repeated [default: --size 20% to 42%]
+    /// Options of fasq-quantize for one file; may be repeated [default: --size 20% to 42%]
     #[arg(long = "with", value_name = "OPTIONS", allow_hyphen_values = true)]
     ways: Vec<String>,
-    /// What the ways are called together, in the table and in the plot's legend
+    /// Name of these files in the table and in the plot's legend
     #[arg(long, value_name = "NAME", default_value = "FASQ")]
     series: String,
-    /// Others' points: a CSV file with the columns series, name, bytes, kl, perplexity
+    /// Points of other quantizers: a CSV file with the columns series, name, bytes, kl, perplexity
     #[arg(long, value_name = "FILE.csv")]
     peers: Option<PathBuf>,
     #[command(flatten)]
     text: TextArgs,
 }
 
-/// A measured way.
+/// A measured file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Point {
     series: String,
@@ -66,7 +66,7 @@ struct Point {
     backend: String,
 }
 
-/// Somebody else's point.
+/// A point of another quantizer.
 #[derive(Clone, Debug, Deserialize)]
 struct Peer {
     series: String,

@@ -168,7 +168,7 @@ impl Progress {
         self.bar.set_message(message);
     }
 
-    /// Takes the bar away; how many were done, and how long it took.
+    /// Clears the bar; how many were done, and the time since [`Progress::new`].
     fn finish(self) -> (usize, Duration) {
         let done = self.bar.position() as usize;
         self.bar.finish_and_clear();

@@ -28,7 +28,7 @@ use crate::quantize::{
 };
 use crate::{Error, Result};
 
-/// What one call does.
+/// One call of `fasq-quantize`.
 pub struct Job<'a> {
     pub args: &'a QuantizeArgs,
     pub source: &'a Source,
@@ -83,7 +83,10 @@ impl BackendTask for Job<'_> {
         let report = quantize(self.checkpoint, &plan, out, &options, inputs);
         bar.finish_and_clear();
         if matches!(report, Err(Error::Interrupted | Error::Io { .. })) && !args.quiet {
-            note(&format!("{} keeps what is done: --resume continues it", partial_path(out).display()));
+            note(&format!(
+                "{} holds what is done: run again with --resume to continue",
+                partial_path(out).display()
+            ));
         }
         let report = report?;
         let seconds = self.start.elapsed().as_secs_f64();
@@ -104,7 +107,7 @@ impl Job<'_> {
         self.feedback != Learn::Nothing && self.args.out.is_some() && !self.args.plan_only
     }
 
-    /// Whether a person reads along.
+    /// Whether plans, progress and reports are printed for a person.
     fn talks(&self) -> bool {
         !self.args.quiet && !self.args.json
     }
@@ -255,7 +258,7 @@ impl Job<'_> {
     }
 }
 
-/// In percent of FP16, what `--sizes` shows unless told otherwise.
+/// The sizes that `--sizes` shows by default, in percent of FP16.
 const TABLE: [f64; 9] = [18.0, 20.0, 22.5, 25.0, 27.5, 30.0, 35.0, 40.0, 50.0];
 /// Sequences that sensitivities are measured on; twice as many more make the Hessians.
 const PROBE_SEQUENCES: usize = 8;

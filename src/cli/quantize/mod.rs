@@ -30,38 +30,38 @@ pub struct QuantizeArgs {
     /// File to write; its name ends in .fasq
     #[arg(short, long, value_name = "OUT.fasq", required_unless_present_any = ["plan_only", "sizes"])]
     out: Option<PathBuf>,
-    /// What the other options start from
+    /// Specs where the other options name none
     #[arg(long, value_enum, default_value_t = Preset::Default)]
     preset: Preset,
-    /// Of the linear layers
+    /// Spec of the linear layers
     #[arg(long, value_name = "SPEC", conflicts_with = "target")]
     pq: Option<Target>,
-    /// Make the file so large at most (31%, 5.5GB, 700MB): each matrix gets what lowers the loss most
+    /// Largest size of the file (31% of FP16, 5.5GB, 700MB): each matrix gets the spec that lowers the estimated loss most
     #[arg(long, value_name = "SIZE", group = "target")]
     size: Option<Size>,
-    /// The same in bits of the file over weights of the model
+    /// The same in bits of the file for each weight of the model
     #[arg(long, value_name = "BITS", value_parser = bits, group = "target")]
     bpw: Option<f64>,
-    /// Print what each of these sizes would be made of and stop; without sizes, a range of them
+    /// Print the composition of a file of each of these sizes and stop; without values, of a range of sizes
     #[arg(long, value_name = "SIZE,...", num_args = 0.., value_delimiter = ',', group = "target", conflicts_with = "out")]
     sizes: Option<Vec<Size>>,
     /// One spec for all matrices, as in the FASQ paper, instead of one for each
     #[arg(long, requires = "target")]
     uniform: bool,
-    /// How much each matrix matters for a size: `typical`, known from another model; `self`, measured on text that the
-    /// model writes; FILE, which --save-sensitivity wrote
+    /// Sensitivity of the loss to each matrix's error: `typical`, known from another model; `self`, measured on text that
+    /// the model writes; FILE, which --save-sensitivity wrote
     #[arg(long, value_name = "typical|self|FILE", default_value = "typical", value_parser = learn("typical"), requires = "target")]
     sensitivity: Learn,
-    /// Keep the sensitivities for other sizes
+    /// Write the sensitivities to this file, for other sizes
     #[arg(long, value_name = "FILE.json", requires = "target")]
     save_sensitivity: Option<PathBuf>,
-    /// Of the output head, where it is not the embedding
+    /// Spec of the output head, where it is not the embedding
     #[arg(long, value_name = "SPEC")]
     head: Option<Target>,
-    /// Of the token embedding, which in many models is the output head as well
+    /// Spec of the token embedding, which in many models is the output head as well
     #[arg(long, value_name = "SPEC")]
     embed: Option<Target>,
-    /// Of the matrices whose name matches; may be repeated, the last match counts
+    /// Spec of the matrices whose name matches; may be repeated, the last match counts
     #[arg(long = "tensor", value_name = "PATTERN=SPEC", value_parser = tensor_rule)]
     tensors: Vec<(String, Target)>,
     /// Error feedback, which carries each weight's error into those after it: `self` learns from text that the model
@@ -72,13 +72,13 @@ pub struct QuantizeArgs {
     /// Sequences of the feedback text
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     sequences: u32,
-    /// Tokens of each, at most the model's context
+    /// Tokens of each sequence, at most the model's context
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..=65536))]
     length: u32,
-    /// Of the text that the model writes
+    /// Seed of the text that the model writes
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Keep the text that the model writes, or take it from here if it is there
+    /// Write the text that the model writes to this file, or read it from there if the file exists
     #[arg(long, value_name = "FILE.json")]
     written: Option<PathBuf>,
     #[command(flatten)]
@@ -108,7 +108,7 @@ enum Preset {
     Paper,
 }
 
-/// What feedback or sensitivities are learnt from.
+/// What error feedback or sensitivities are learnt from.
 #[derive(Clone, Debug, PartialEq)]
 enum Learn {
     Nothing,
@@ -117,7 +117,7 @@ enum Learn {
     File(PathBuf),
 }
 
-/// Reads what is learnt from, where `nothing` is the word for nothing.
+/// Parses a [`Learn`], where `nothing` is the option's word for [`Learn::Nothing`].
 fn learn(nothing: &'static str) -> impl Fn(&str) -> Result<Learn, Infallible> + Clone {
     move |text| {
         Ok(match text {
@@ -159,7 +159,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     args.device.choose()?.run(job)
 }
 
-/// Finds out before the work whether the file can take its name.
+/// Checks before the work that the output file can be created.
 fn check_out(out: &Path) -> Result<()> {
     let what = format!("--out {}", out.display());
     if out.extension().is_none_or(|extension| extension != "fasq") {

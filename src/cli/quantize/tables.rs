@@ -42,7 +42,7 @@ fn right_align(table: &mut Table, columns: &[usize]) {
     }
 }
 
-/// What becomes of each tensor; with the loss that the solver estimates and the bytes that feedback's Hessians take.
+/// How each tensor is stored, the estimated loss, and the bytes of memory that error feedback takes.
 pub fn plan_text(plan: &Plan, loss: Option<f64>, memory: Option<usize>) -> String {
     let file_len = plan.layout.file_len();
     let mut table = table(&["tensor", "", "shape", "stored as", "MB"]);
@@ -84,7 +84,7 @@ pub fn plan_json(plan: &Plan, loss: Option<f64>) -> Value {
 
 /// A row for each size.
 pub fn sizes_text(sizes: &[Fitted]) -> String {
-    let mut table = table(&["MB", "% of FP16", "bits", "estimated KL", "made of, in % of the weights"]);
+    let mut table = table(&["MB", "% of FP16", "bits", "estimated KL", "composition, in % of the weights"]);
     for Fitted { plan, loss, .. } in sizes {
         let (bytes, fp16) = (plan.layout.file_len() as f64, plan.fp16_bytes() as f64);
         let matrices = plan.items.iter().filter(|item| item.role != Role::Keep);

@@ -5,7 +5,8 @@
 //!
 //! [`Fitter`] finds the [`Plan`] that meets a [`Size`] at the least estimated loss. A matrix's loss is its [`Sensitivities`]
 //! (nats of KL divergence over relative error) times the [`distortion`] of its spec; losses add up, and a knapsack
-//! of bytes picks one spec for each matrix. Sensitivities are typical ones, of another model, or measured on text that the model writes.
+//! of bytes picks one spec for each matrix. Sensitivities are typical ones, of another model, or measured on text that
+//! the model writes.
 //!
 //! # Error feedback
 //!

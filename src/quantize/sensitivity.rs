@@ -19,9 +19,10 @@ use crate::model::{Model, Source};
 use crate::pq::{PqSpec, RowScale, Scope};
 use crate::{Error, Result};
 
-/// The (d, K) that a size is made of, from 1.5 to 8 bits a weight: of each number of bits the one of least distortion among
-/// those whose codebook a GPU holds in shared memory. With the distortion of the universal codebook: the mean squared error of a unit Gaussian, which is the relative error of a rotated
-/// matrix. Of the tables in [`pq::universal`]; a test computes the smaller ones anew.
+/// The (d, K) that the solver chooses among, from 1.5 to 8 bits a weight, and their distortions. For each number of bits
+/// it is the one of least distortion among those whose codebook fits into a GPU's shared memory. The distortion is the
+/// mean squared error of a unit Gaussian by the universal codebook, which is the relative error of a rotated matrix; a
+/// test computes the smaller ones anew.
 pub(super) const DISTORTIONS: [((usize, usize), f64); 16] = [
     ((4, 64), 1.845e-1),
     ((4, 128), 1.343e-1),

@@ -56,7 +56,7 @@ attention_rows(const f32* qkv, const u16* k_cache, const u16* v_cache, const u32
     if (r0 >= rows) return;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, t = lane % 4;
     const u32 kv = head / (params.heads / params.kv_heads);
-    const u64 cache_at = ((u64)slot * params.kv_heads + kv) * params.context * HEAD_DIM;
+    const u64 cache_at = cache_row(params, slot, kv, 0, HEAD_DIM);
     const u16 *keys = k_cache + cache_at, *values = v_cache + cache_at;
     const u32 count = before + min(r0 + TILE_Q, rows);  // positions that the row tile's last row sees
     const u32 nearest = before + r0 + warp * 16;        // position of the warp's first row

@@ -27,7 +27,7 @@ attention_split(const f32* qkv, const Cache* k_cache, const Cache* v_cache, cons
     const u32 head = blockIdx.x * GROUP, kv = head / (params.heads / params.kv_heads);
     const u32 each = stretch_of(count), begin = blockIdx.z * each, end = min(begin + each, count);
     if (begin >= count) return;
-    const u64 cache_at = ((u64)slot * params.kv_heads + kv) * params.context * HEAD_DIM;
+    const u64 cache_at = cache_row(params, slot, kv, 0, HEAD_DIM);
     const Stretch stretch = {k_cache + cache_at, v_cache + cache_at, begin, end, end, nullptr, nullptr};
     Share<WARPS> share;
     share.start(stretch);

@@ -1,4 +1,4 @@
-// Attention of one row as a phase of the persistent decode kernel (step.cu): from the raw outputs of the q, k, v
+// Attention of one row as a phase of the persistent decode kernel (persistent.cu): from the raw outputs of the q, k, v
 // projections, norm and RoPE included, to the attention's output. The output is not rotated (Hadamard), but multiplied by
 // the rotation's signs where the next matrix's kernel does the rest.
 //
@@ -13,19 +13,11 @@
 // Versions: docs/log/cuda-decode.md.
 //
 // Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16.
-constexpr u32 WARPS = STEP_THREADS / 32;
+constexpr u32 WARPS = PERSISTENT_THREADS / 32;
 constexpr u32 LEAST = 64; // positions of a KV split, at least
 
 // The arguments, as they lie in a phase of the persistent kernel.
-struct Call {
-    RopeCacheParams params;
-    u32 unused[4];
-    const f32 *qkv, *q_norm, *k_norm, *inv_freq;
-    Cache *k_cache, *v_cache;
-    f32 *y, *partial, *sums;      // the output; the splits' partial outputs and scores
-    f32 score_scale;
-    u64 gated, with_signs, count; // gated, with_signs: 0 or 1; count: query heads of a block
-};
+using Call = AttentionStepCall;
 
 // A block's shared memory.
 struct Block {
@@ -94,7 +86,7 @@ struct Head {
             for (u32 i = 0; i < PAIRS * 2; i++) block.queries.store(task, places[i / 2][i % 2], v[i / 2][i % 2]);
             return;
         }
-        Cache *own = block.own[key ? 0 : 1], *cache = (key ? call.k_cache : call.v_cache) + cache_at;
+        Cache *own = block.own[key ? 0 : 1], *cache = (Cache*)(key ? call.k_cache : call.v_cache) + cache_at;
 #pragma unroll
         for (u32 i = 0; i < PAIRS * 2; i++) {
             const u32 e = places[i / 2][i % 2];
@@ -131,8 +123,8 @@ KERNEL attention_step(const Call& call) {
     const u32 positions = row_position + 1;
     const u32 each = gridDim.z == 1 ? positions : max((positions + SPLITS - 1) / SPLITS, LEAST);
     const u32 begin = min(blockIdx.z * each, positions), end = min(begin + each, positions);
-    const u64 cache_at = ((u64)row_slot * params.kv_heads + kv) * params.context * HEAD_DIM;
-    const Stretch stretch = {call.k_cache + cache_at, call.v_cache + cache_at, begin, min(end, row_position), end,
+    const u64 cache_at = cache_row(params, row_slot, kv, 0, HEAD_DIM);
+    const Stretch stretch = {(const Cache*)call.k_cache + cache_at, (const Cache*)call.v_cache + cache_at, begin, min(end, row_position), end,
                              block.own[0], block.own[1]};
     Share<WARPS> share;
     share.start(stretch);

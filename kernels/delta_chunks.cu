@@ -16,12 +16,12 @@
 // Bound: latency, with one warp on each of a multiprocessor's four schedulers. H200, 16 key heads and 32 value heads of 128:
 // 55 / 190 us by 512 / 2,048 rows, of which delta_prepare 12 / 36. Versions: docs/log/cuda-prefill.md.
 
-constexpr int CHUNK = 32;
+constexpr int CHUNK = DELTA_CHUNK;
 constexpr int KEYS = (KEY_DIM + 63) / 64 * 64, KEY_STEPS = KEYS / 16;
 constexpr int TILE = 32;                                          // uint4s of a tile of 16 x 8 numbers
 constexpr int READ_TILES = KEY_STEPS * 8, WRITE_TILES = KEYS / 4; // keys and queries that read S; keys that update it
-constexpr int KEY_TILES = READ_TILES + WRITE_TILES, MIX_TILES = 12;
-constexpr int STAGE_TILES = 32, READ_STAGES = READ_TILES / STAGE_TILES, STAGES = READ_STAGES + 2;
+constexpr int KEY_TILES = READ_TILES + WRITE_TILES, MIX_TILES = DELTA_MIX_TILES;
+constexpr int STAGE_TILES = DELTA_STAGE_TILES, READ_STAGES = READ_TILES / STAGE_TILES, STAGES = READ_STAGES + 2;
 
 // Two numbers as bf16 pairs: high parts and low parts.
 struct Pair { u32 high, low; };

@@ -16,38 +16,22 @@ __device__ __forceinline__ u32 staged(u32 i) {
     return WIDE == 8 ? (i & ~255u) | (i & 4) << 5 | (i >> 3 & 31) << 2 | (i & 3) : i;
 }
 
-// The norm of x, see RmsNormParams; `prepared` gets its result.
-struct MatvecInput { f32 eps, weight_offset; u32 rotate, unused[13]; };
-
-// The next phase's matrix: bytes of a row tile, row tiles, bytes that a block prefetches.
-struct MatvecAhead { u32 tile_bytes, row_tiles, bytes, unused[13]; };
-
-struct Call {
-    const uint4* weight;
-    const f32 *bias, *x;
-    f32* y;
-    u64 out, in;
-    struct { u32 rows, y_stride, y_offset, accumulate, unused[12]; } params;
-    const f32* norm;
-    f32* prepared;
-    MatvecInput input;
-    const char* next;
-    MatvecAhead ahead;
-};
+using Call = DenseRowCall;
 
 // Prefetches to L2 the beginning of what this block will read of the next matrix, so that memory is busy during the grid
 // barrier.
-__device__ __forceinline__ void prefetch_next(const char* next, const MatvecAhead& ahead) {
-    const u32 first = ahead.row_tiles * real_block() / real_grid(), last = ahead.row_tiles * (real_block() + 1) / real_grid();
-    const u32 bytes = min((last - first) * ahead.tile_bytes, ahead.bytes);
-    const char* from = next + (u64)first * ahead.tile_bytes;
+__device__ __forceinline__ void prefetch_next(const Call& call) {
+    const u32 tiles = call.next_row_tiles;
+    const u32 first = tiles * real_block() / real_grid(), last = tiles * (real_block() + 1) / real_grid();
+    const u32 bytes = min((last - first) * call.next_tile_bytes, PREFETCH_BYTES);
+    const char* from = call.next + (u64)first * call.next_tile_bytes;
     for (u32 i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) prefetch_l2(from + i);
 }
 
 // Stages x, multiplied by the norm's weights, in `row`, with zeros up to whole chunks, and returns the norm's scale. Each
 // block stores its part of the normalised row in `prepared`.
 __device__ __forceinline__ f32 stage(f32* row, const Call& call) {
-    const u32 in = call.in, end = (in + CHUNK * WIDE - 1) / (CHUNK * WIDE) * (CHUNK * WIDE);
+    const u32 in = call.cols, end = (in + CHUNK * WIDE - 1) / (CHUNK * WIDE) * (CHUNK * WIDE);
     f32 sum = 0.f;
     for (u32 i = threadIdx.x * 4; i < end; i += blockDim.x * 4) {
         float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
@@ -56,7 +40,7 @@ __device__ __forceinline__ f32 stage(f32* row, const Call& call) {
             sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
             if (call.norm) {
                 const float4 w = *reinterpret_cast<const float4*>(call.norm + i);
-                const f32 offset = call.input.weight_offset;
+                const f32 offset = call.weight_offset;
                 v.x *= w.x + offset, v.y *= w.y + offset, v.z *= w.z + offset, v.w *= w.w + offset;
             }
         }
@@ -66,7 +50,7 @@ __device__ __forceinline__ f32 stage(f32* row, const Call& call) {
         __syncthreads();
         return 1.f;
     }
-    const f32 scale = rsqrtf(block_sum(sum) / in + call.input.eps);
+    const f32 scale = rsqrtf(block_sum(sum) / in + call.eps);
     for (u32 i = real_block() * blockDim.x + threadIdx.x; i < in; i += real_grid() * blockDim.x) {
         call.prepared[i] = row[staged(i)] * scale;
     }
@@ -75,7 +59,7 @@ __device__ __forceinline__ f32 stage(f32* row, const Call& call) {
 
 __device__ __forceinline__ void multiply(const Call& call) {
     f32* row = reinterpret_cast<f32*>(phase_shared());
-    const u32 lane = threadIdx.x & 31, warps = blockDim.x >> 5, wide = call.in / WIDE, out = call.out;
+    const u32 lane = threadIdx.x & 31, warps = blockDim.x >> 5, wide = call.cols / WIDE, out = call.out;
     const u32 chunks = (wide + CHUNK - 1) / CHUNK;
     const u32 first = (u64)out * real_block() / real_grid() + (threadIdx.x >> 5);
     const u32 last = (u64)out * (real_block() + 1) / real_grid();
@@ -94,7 +78,7 @@ __device__ __forceinline__ void multiply(const Call& call) {
 #pragma unroll
     for (u32 d = 0; d < DEPTH; d++) load(d);
     next_chunk();
-    if (call.norm && threadIdx.x * 32 < call.in) prefetch_l2(call.norm + threadIdx.x * 32);
+    if (call.norm && threadIdx.x * 32 < call.cols) prefetch_l2(call.norm + threadIdx.x * 32);
     wait_inputs();
     const f32 scale = stage(row, call);
     for (u32 now = first; now < last; now += warps) {
@@ -121,10 +105,10 @@ __device__ __forceinline__ void multiply(const Call& call) {
         sum = warp_sum(sum);
         if (lane == 0) *y = before + sum * scale;
     }
-    if (call.next) prefetch_next(call.next, call.ahead);
+    if (call.next) prefetch_next(call);
 }
 
-#ifndef STEP
+#ifndef PERSISTENT
 KERNEL BOUNDS(512, 1) dense_row(const uint4* weight, const f32* bias, const f32* x, f32* y, u32 out, u32 in, LinearParams params) {
     multiply({weight, bias, x, y, out, in, {params.rows, params.y_stride, params.y_offset, params.accumulate}});
 }

@@ -8,7 +8,7 @@
 constexpr u32 D = VECTOR;
 // Words of a centroid in the table: its elements, then -|c|^2 / 2, padded to whole loads of 16 bytes.
 constexpr u32 WIDTH = (D + 4) / 4 * 4;
-constexpr u32 BLOCK = 128, ROWS = 4, WARPS = 8;
+constexpr u32 BLOCK = FEEDBACK_COLUMNS, WARPS = FEEDBACK_WARPS, ROWS = FEEDBACK_ROWS / WARPS;
 
 // Copies centroids `[count, d]` to the table's layout. Grid: (count / 256).
 KERNEL BOUNDS(256) centroid_table(const f32* centroids, f32* table, u32 count) {

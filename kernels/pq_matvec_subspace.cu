@@ -11,11 +11,9 @@
 // Bound: memory latency. H200, the four matrices of a llama3-8b layer at 2-256: 58.3 us with norms and SwiGLU, of which 40.4
 // are not adding up. Versions: docs/log/cuda-decode.md.
 
-constexpr u32 MATRICES = 4;
+constexpr u32 MATRICES = SUBSPACE_MATRICES;
 
 // Up to four matrices of `in` columns that multiply the same x; unused slots repeat the last one.
-struct Matrices { const u32 *codes[MATRICES], *tables[MATRICES]; };
-struct Places { const u16* scales[MATRICES]; u32 rows_end[MATRICES], blocks_end[MATRICES]; };
 
 #ifdef PQ_D
 // Slot of lane t's subspace j among a code's 64 entries: 8, 4 or 2 neighbouring j of the four t cover all 32 banks, for
@@ -210,31 +208,30 @@ struct Fill {
 
 // A fused norm of one row of x: its weights (null: no norm), the buffer that gets the normalised row, and RmsNormParams'
 // numbers.
-struct Norm { const f32* weight; f32* normed; f32 eps, weight_offset; u32 unused[10]; };
 
 struct Call {
-    const Matrices& matrices;
-    const Places& places;
+    const SubspaceMatrices& matrices;
+    const SubspaceRows& stack;
     const f32* x;
     f32* partial;
     u32 in, code_tiles;
     const LinearParams& params;
-    const Norm& norm;
+    const SubspaceNorm& norm;
 };
 
 // Sums over one code tile's columns for a range of rows of one matrix.
 __device__ __forceinline__ void multiply(const Call& call, u32 block) {
     const u32 lane_id = threadIdx.x & 31, warp = threadIdx.x >> 5, in = call.in, code_tiles = call.code_tiles;
-    const u32 out = call.places.rows_end[MATRICES - 1];
+    const u32 out = call.stack.rows_end[MATRICES - 1];
     const u32* codes = call.matrices.codes[0];
     const u32* table = call.matrices.tables[0];
-    u32 row0 = 0, rows = call.places.rows_end[0], block0 = 0, blocks = call.places.blocks_end[0];
+    u32 row0 = 0, rows = call.stack.rows_end[0], block0 = 0, blocks = call.stack.blocks_end[0];
 #pragma unroll
     for (u32 m = 1; m < MATRICES; m++) {
-        if (block < call.places.blocks_end[m - 1]) break;
+        if (block < call.stack.blocks_end[m - 1]) break;
         codes = call.matrices.codes[m], table = call.matrices.tables[m];
-        row0 = call.places.rows_end[m - 1], rows = call.places.rows_end[m] - row0;
-        block0 = call.places.blocks_end[m - 1], blocks = call.places.blocks_end[m] - block0;
+        row0 = call.stack.rows_end[m - 1], rows = call.stack.rows_end[m] - row0;
+        block0 = call.stack.blocks_end[m - 1], blocks = call.stack.blocks_end[m] - block0;
     }
     const u32 kt = (block - block0) % code_tiles, split = (block - block0) / code_tiles, splits = blocks / code_tiles;
     const u32 row_tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
@@ -257,7 +254,7 @@ __device__ __forceinline__ void multiply(const Call& call, u32 block) {
 
     f32 xs[4][D];
     if constexpr (PRODUCTS) {
-        const Norm& norm = call.norm;
+        const SubspaceNorm& norm = call.norm;
         f32 scale = 1.f;
         if (norm.weight) {
             f32 squares = 0.f;
@@ -339,11 +336,11 @@ __device__ __forceinline__ void multiply(const Call& call, u32 block) {
 }
 
 KERNEL BOUNDS(THREADS, 1)
-pq_matvec_subspace(const __grid_constant__ Matrices matrices, const __grid_constant__ Places places, const f32* x,
+pq_matvec_subspace(const __grid_constant__ SubspaceMatrices matrices, const __grid_constant__ SubspaceRows stack, const f32* x,
                    f32* partial, u32 in, u32 code_tiles, const __grid_constant__ LinearParams params,
-                   const __grid_constant__ Norm norm) {
+                   const __grid_constant__ SubspaceNorm norm) {
     release_next();
-    multiply({matrices, places, x, partial, in, code_tiles, params, norm}, blockIdx.x);
+    multiply({matrices, stack, x, partial, in, code_tiles, params, norm}, blockIdx.x);
 }
 
 #elif defined(PQ_D)
@@ -362,11 +359,11 @@ KERNEL pq_tables(const u32* codebooks, u32* tables, u32 subspaces) {
 // Adds the column sums up to y: scales, bias, residual. A block takes a range of (token, row), one or several warps 32 of
 // them at a time. With one row of x and `gated` not null, `gated` gets silu(gate) * up of y's two halves.
 KERNEL BOUNDS(512, 2)
-pq_sum_parts(const __grid_constant__ Places places, const f32* bias, f32* y, const f32* partial, u32 parts,
+pq_sum_parts(const __grid_constant__ SubspaceRows stack, const f32* bias, f32* y, const f32* partial, u32 parts,
              const __grid_constant__ LinearParams params, f32* gated) {
     constexpr u32 WARPS = 16;
     __shared__ f32 shared[WARPS * 32];
-    const u32 out = places.rows_end[MATRICES - 1], all = out * params.rows, halves = gated ? 2 : 1;
+    const u32 out = stack.rows_end[MATRICES - 1], all = out * params.rows, halves = gated ? 2 : 1;
     const u32 count = all / halves, first = (u64)count * blockIdx.x / gridDim.x, last = (u64)count * (blockIdx.x + 1) / gridDim.x;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, pieces = (last - first + 31) / 32;
     const u32 groups = pieces < WARPS ? WARPS / max(pieces, 1u) : 1, step = WARPS / groups, group = warp / step;
@@ -376,11 +373,11 @@ pq_sum_parts(const __grid_constant__ Places places, const f32* bias, f32* y, con
     struct Output { f32* at; f32 scale, before; };
     auto output = [&](u32 i) {
         const u32 token = i / out, n = i - token * out;
-        const u16* scales = places.scales[0];
+        const u16* scales = stack.scales[0];
         u32 row0 = 0;
 #pragma unroll
         for (u32 m = 1; m < MATRICES; m++) {
-            if (n >= places.rows_end[m - 1]) scales = places.scales[m], row0 = places.rows_end[m - 1];
+            if (n >= stack.rows_end[m - 1]) scales = stack.scales[m], row0 = stack.rows_end[m - 1];
         }
         Output to = {y + (u64)token * params.y_stride + params.y_offset + n, 1.f, 0.f};
         if (scales) to.scale = from_f16(scales[n - row0]);

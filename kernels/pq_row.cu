@@ -1,4 +1,4 @@
-// y = W x for product-quantized W with one codebook and one row of x, as a phase of the persistent decode kernel (step.cu).
+// y = W x for product-quantized W with one codebook and one row of x, as a phase of the persistent decode kernel (persistent.cu).
 // What precedes and follows the product is fused in, so a layer is four of these phases and what mixes positions.
 //
 // x. Every block needs all of x and prepares it for itself: an optional norm, then the Hadamard rotation, 512 elements (a
@@ -34,34 +34,15 @@ constexpr u32 ROUND = WARPS * SPAN; // elements of x that a block prepares at a 
 constexpr u32 SPAN_WORDS = SPAN / COLUMNS_OF_TILE * TILE_STAGE;
 
 // The arguments, as they lie in a phase of the persistent kernel.
-struct Call {
-    const u32 *codes, *codebook;
-    const u16* scales;
-    const f32 *bias, *x;
-    f32* y;
-    u64 out, in, code_tiles, chunk_passes; // chunk_passes: passes whose x is staged at a time
-    struct { u32 rows, y_stride, y_offset, accumulate, unused[12]; } params;
-    const f32* weight;   // the norm's, or null: no norm
-    f32* prepared;       // gets the prepared x, or null
-    const char* next;    // codes of the next phase's matrix, to prefetch, or null
-    struct {
-        f32 eps, weight_offset;
-        u32 rotate;        // block size of the rotation, or 0: none
-        u32 prepare;       // 0: x is multiplied unchanged
-        u32 paired;        // 1: y = silu(first half of the rows) * second half
-        u32 with_signs;    // 1: y is multiplied by the signs of the next matrix's rotation
-        u32 next_tile_bytes, next_row_tiles, next_bytes, next_paired; // the next matrix; next_bytes: prefetched by a block
-        u32 unused[6];
-    } extra;
-};
+using Call = PqRowCall;
 
 // Prefetches to L2 the beginning of what this block will read of the next matrix, so that memory is busy during the grid
 // barrier.
 __device__ __forceinline__ void prefetch_next(const Call& call) {
-    const u32 paired = call.extra.next_paired, tiles = call.extra.next_row_tiles >> paired;
-    const u64 tile_bytes = call.extra.next_tile_bytes;
+    const u32 paired = call.next_paired, tiles = call.next_row_tiles >> paired;
+    const u64 tile_bytes = call.next_tile_bytes;
     const u32 first = tiles * real_block() / real_grid(), last = tiles * (real_block() + 1) / real_grid();
-    const u32 bytes = min((last - first) * (u32)tile_bytes, call.extra.next_bytes >> paired);
+    const u32 bytes = min((last - first) * (u32)tile_bytes, PREFETCH_BYTES >> paired);
     for (u32 half = 0; half <= paired; half++) {
         const char* from = call.next + (first + half * tiles) * tile_bytes;
         for (u32 i = threadIdx.x * 128; i < bytes; i += THREADS * 128) prefetch_l2(from + i);
@@ -105,11 +86,11 @@ __device__ __forceinline__ void store_pairs(u32* to, const f32* e, f32 scale) {
 // A barrier of all warps, which may reach it at different places in the code.
 __device__ __forceinline__ void meet() { asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
-// Stages columns `begin` to `end` of x (whole tiles; `begin` a multiple of SPAN), normalised and rotated as call.extra says.
+// Stages columns `begin` to `end` of x (whole tiles; `begin` a multiple of SPAN), normalised and rotated as the call says.
 // D is 1, 2, 4 or 8.
 __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32 begin, u32 end) {
     __shared__ __align__(16) f32 squares[WARPS];
-    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, in = call.in, rotate = call.extra.rotate;
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, in = call.cols, rotate = call.rotate;
     const bool norm = call.weight;
     bool summed = !norm; // whether `scale` includes the norm
     u32 first = begin + warp * SPAN;
@@ -136,7 +117,7 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
 #pragma unroll 1
     for (; first < end; first += ROUND) {
         if (norm) {
-            const f32 offset = call.extra.weight_offset;
+            const f32 offset = call.weight_offset;
 #pragma unroll
             for (u32 k = 0; k < SPAN_EACH; k++) {
                 e[k] *= __uint_as_float(__float_as_uint(w[k] + offset) ^ (signs << (31 - k) & 0x80000000u));
@@ -151,7 +132,7 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
                 const float4 four = *reinterpret_cast<const float4*>(squares + k);
                 total += four.x + four.y + (four.z + four.w);
             }
-            scale *= rsqrtf(total / in + call.extra.eps);
+            scale *= rsqrtf(total / in + call.eps);
             summed = true;
         }
         const u32 n = (first - begin + lane * SPAN_EACH) / 8;
@@ -179,7 +160,7 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
 // Stages x of code tiles `first` to `first + tiles` unchanged. Codebook entries are padded to 2, 4 or 8 values, so some
 // pairs hold one value or none.
 __device__ __forceinline__ void stage_plain(u32* stage, const Call& call, u32 first, u32 tiles) {
-    const u32 in = call.in, count = tiles * WORDS;
+    const u32 in = call.cols, count = tiles * WORDS;
     constexpr u32 BATCHED = 4;
     for (u32 i0 = threadIdx.x; i0 < count; i0 += BATCHED * THREADS) {
         f32 a[BATCHED], b[BATCHED];
@@ -206,8 +187,8 @@ __device__ __forceinline__ void stage_plain(u32* stage, const Call& call, u32 fi
 
 // ---- The product and its sums ----
 
-KERNEL pq_matvec_shared(const Call& call) {
-    const u32 out = call.out, code_tiles = call.code_tiles, paired = call.extra.paired;
+KERNEL pq_row(const Call& call) {
+    const u32 out = call.out, code_tiles = call.code_tiles, paired = call.paired;
     char* table = table_start();
     f32* partials = reinterpret_cast<f32*>(table + TABLE_BYTES); // two of [WARPS, SUMS]
     u32* stage = reinterpret_cast<u32*>(partials + 2 * WARPS * SUMS);
@@ -243,12 +224,12 @@ KERNEL pq_matvec_shared(const Call& call) {
     auto fetch_first = [&]() {
 #pragma unroll
         for (u32 unit = 0; unit < UNITS; unit++) fetch(unit);
-        if (call.weight && call.extra.rotate) signs_of(warp * SPAN);
+        if (call.weight && call.rotate) signs_of(warp * SPAN);
     };
     // Warp 0 polls the grid barrier, so it loads its codes after it: no load may delay the poll.
     if (warp) fetch_first();
     const u32 other = THREADS - 1 - threadIdx.x;
-    if (call.weight && other * 32 < call.in) prefetch_l2(call.weight + other * 32);
+    if (call.weight && other * 32 < call.cols) prefetch_l2(call.weight + other * 32);
     if (call.scales && other < count) prefetch_l2(call.scales + tile_of(other) * TILE_ROWS);
     use_table(table, call.codebook);
     wait_inputs();
@@ -260,7 +241,7 @@ KERNEL pq_matvec_shared(const Call& call) {
     for (u32 begin = 0; begin < code_tiles; begin += chunk) {
         const u32 end = min(begin + chunk, code_tiles);
         if (begin) __syncthreads(); // all warps have read the stage and the sums
-        if (call.extra.prepare) {
+        if (call.prepare) {
             stage_prepared(stage, call, begin * COLUMNS_OF_TILE, end * COLUMNS_OF_TILE);
         } else {
             stage_plain(stage, call, begin, end - begin);
@@ -349,7 +330,7 @@ KERNEL pq_matvec_shared(const Call& call) {
                 }
                 if (!to.y) continue;
                 f32 v = paired ? silu(sums[0]) * sums[1] : sums[0];
-                if (call.extra.with_signs) v *= rotation_sign(to.n);
+                if (call.with_signs) v *= rotation_sign(to.n);
                 *to.y = v;
             }
         }

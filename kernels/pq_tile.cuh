@@ -7,7 +7,7 @@
 
 constexpr int BITS = PQ_BITS;
 constexpr int D = PQ_D;
-constexpr int TILE_ROWS = 16, TILE_CODES = 64, LANE_CODES = 16;
+constexpr int LANE_CODES = TILE_CODES / 4;
 constexpr int TILE_WORDS = BITS * 32;
 #ifdef PQ_SPREAD
 constexpr bool SPREAD = true;
@@ -257,7 +257,7 @@ __device__ __forceinline__ void fill_table(char* table, const u32* codebook) {
 
 // Fills the table unless it holds this codebook already: a decode step's matrices share one codebook.
 __device__ __forceinline__ void use_table(char* table, const u32* codebook) {
-#ifdef STEP
+#ifdef PERSISTENT
     if (table_of == codebook) return;
     __syncthreads();
     if (threadIdx.x == 0) table_of = codebook;

@@ -1,11 +1,8 @@
 // What every kernel shares: number types, conversions in PTX (NVRTC comes without cuda_fp16.h), reductions, the block
 // Hadamard rotation, and programmatic dependent launch. The parameter structs of ops.rs and the specialisation constants
-// stand before this text.
+// stand before this text, and what of abi.rs the kernels and the host agree on.
 
-typedef unsigned short u16;
-typedef unsigned long long u64;
-
-#ifndef STEP
+#ifndef PERSISTENT
 #define KERNEL extern "C" __global__ void
 #define BOUNDS(...) __launch_bounds__(__VA_ARGS__)
 // Launch bounds of a kernel with one block a multiprocessor. With `room` it leaves registers for one block of the next
@@ -18,7 +15,7 @@ typedef unsigned long long u64;
 
 extern __shared__ __align__(16) char dynamic_shared[];
 
-// The block and grid of a kernel that is not run through a virtual grid; see step.cuh.
+// The block and grid of a kernel that is not run through a virtual grid; see persistent.cuh.
 __device__ __forceinline__ u32 real_block() { return blockIdx.x; }
 __device__ __forceinline__ u32 real_grid() { return gridDim.x; }
 
@@ -29,7 +26,7 @@ __device__ __forceinline__ char* phase_shared() { return dynamic_shared; }
 // Element types of dense weights, as numbered by the host.
 enum Dtype { F32 = 0, F16 = 1, BF16 = 2 };
 
-#ifndef STEP
+#ifndef PERSISTENT
 // Programmatic dependent launch (Hopper): a kernel may start while the previous one still runs. Only after wait_inputs() may
 // it read what an earlier kernel wrote, or write anything; weights may be read before it.
 __device__ __forceinline__ void wait_inputs() {
@@ -240,7 +237,7 @@ __device__ __forceinline__ void rotate_shared(f32* v, u32 first, u32 count, u32 
 }
 
 // A warp's span of a row, SPAN_EACH elements a lane: e[k] is element 32 k + lane, or, after hadamard_span(), 16 lane + k.
-constexpr u32 SPAN_EACH = 16, SPAN = 32 * SPAN_EACH;
+constexpr u32 SPAN_EACH = SPAN / 32;
 constexpr u32 SPAN_STAGE = 576; // words of shared memory for a span: 4 of padding after every 32, against bank conflicts
 constexpr u32 SPAN_WARPS = 4;   // warps of a block that have a span in kernels that the persistent kernel runs, at most
 
@@ -334,6 +331,12 @@ __device__ __forceinline__ Cache to_cache(f32 v) { return v; }
 __device__ __forceinline__ f32 from_cache(Cache v) { return v; }
 #endif
 
+// Index of the first element of a position's key or value in a cache `[slots, kv_heads, context, head_dim]`; params: those of
+// rope_cache or attention.
+template <class Params> __device__ __forceinline__ u64 cache_row(const Params& params, u32 slot, u32 kv, u32 position, u32 dim) {
+    return (((u64)slot * params.kv_heads + kv) * params.context + position) * dim;
+}
+
 // Stores a linear layer's result: adds the bias and, if params.accumulate, the value that is there already.
 __device__ __forceinline__ void store_linear(f32* y, const f32* bias, u32 token, u32 n, f32 v, const LinearParams& params) {
     f32* at = y + (u64)token * params.y_stride + params.y_offset + n;
@@ -344,11 +347,7 @@ __device__ __forceinline__ void store_linear(f32* y, const f32* bias, u32 token,
 // A second copy of a kernel's output rows in the layout that the next matrix multiplies; `at` null: none. With `cols`, rows
 // of `cols` f16 or bf16 (dtype), by store_span() only. With cols 0, the layout of pack_rows.cu, for codes of 1 << log_d
 // inputs that fill their tiles; the kernel is then launched for as many rows as the layout has columns.
-struct Packed {
-    uint4* at;
-    u32 groups, split, log_d;
-    u32 cols, dtype;
-
+struct Packed : PackedRows {
     // Stores inputs first .. first + 7 of a row in the layout of pack_rows.cu.
     __device__ __forceinline__ void store(u32 row, u32 first, const f32 (&v)[8]) const {
         const u32 tile = first >> (6 + log_d), t = first >> (4 + log_d) & 3, piece = (first >> 3) & ((2 << log_d) - 1);

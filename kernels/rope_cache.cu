@@ -35,7 +35,7 @@ KERNEL rope_cache(f32* qkv, const f32* q_norm, const f32* k_norm, const f32* inv
         __syncthreads();
     }
     auto at = [&](u32 i) { return norm ? (norm[i] + params.weight_offset) * (stage[i] * scale) : stage[i]; };
-    const u64 cached = (((u64)slot * params.kv_heads + kv) * params.context + position) * dim;
+    const u64 cached = cache_row(params, slot, kv, position, dim);
     auto put = [&](u32 i, f32 v) {
         if (query) x[i] = v;
         else static_cast<Cache*>(key ? k_cache : v_cache)[cached + i] = to_cache(v);

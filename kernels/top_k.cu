@@ -4,7 +4,7 @@
 // Bound: latency of the passes; a row of 128,256 takes 4 through L2 unless many values are equal.
 
 // The largest k.
-constexpr u32 MOST = 1024, THREADS = 1024;
+constexpr u32 MOST = TOP_K, THREADS = 1024;
 
 // A key that grows with the value and falls with the index. NaN is above all, so that the sampler sees it.
 __device__ __forceinline__ u64 key_of(f32 value, u32 place) {

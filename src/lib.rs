@@ -8,10 +8,11 @@
 //! | module | what it holds | imports |
 //! |---|---|---|
 //! | [`pq`] | the mathematics: specs, codebooks, assignment, packing, rotation | |
-//! | [`ops`] | the operations of a forward pass as argument structs | |
+//! | [`ops`] | the operations of a forward pass as argument structs | tensor |
+//! | [`plan`] | lists of operations: checked, rewritten into fused steps | ops |
 //! | [`config`], [`checkpoint`] | a Hugging Face folder: config.json, safetensors | |
 //! | [`format`](mod@format) | the .fasq file | pq, checkpoint |
-//! | [`backend`] | where a forward pass computes; `cpu` is the specification of every operation | pq, ops |
+//! | [`backend`] | where a forward pass computes; `cpu` is the specification of every operation | pq, ops, plan |
 //! | [`baseline`] | weights of other quantizers, for comparison: round-to-nearest, GPTQ, AWQ | checkpoint |
 //! | [`model`] | families as data, loading, the one forward pass | format, backend, baseline |
 //! | [`generate`] | tokenizer, chat templates, sampling, text streams | model |
@@ -26,13 +27,7 @@
 //! 2. A .fasq file or a plain checkpoint ([`model::Source`]) -> [`model::Model`], weights on a backend.
 //! 3. [`model::Session::forward`] takes a [`model::Batch`] of rows and gives logits -> [`generate::Sampler`] -> text.
 //!
-//! # Adding a kernel
-//!
-//! 1. Its argument and parameter structs in [`ops`], its name in [`ops::Kernel::ALL`], a method of
-//!    [`backend::Backend`].
-//! 2. The specification in `src/backend/cpu/NAME.rs`, in safe slices.
-//! 3. Its cases in `tests/conformance/NAME.rs`, against an oracle in f64.
-//! 4. The same name in every other backend; a test fails where one is missing.
+//! `docs/architecture.md` tells more; `docs/adding-a-kernel.md` and `docs/adding-a-model.md` list the places to touch.
 //!
 //! # A text
 //!
@@ -71,6 +66,7 @@ mod gemm;
 pub mod generate;
 pub mod model;
 pub mod ops;
+pub mod plan;
 pub mod pq;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod quantize;

@@ -82,6 +82,19 @@ impl Form {
     }
 }
 
+/// The columns of matrices that are to be stacked along their rows.
+///
+/// # Errors
+/// There are no matrices, or their columns differ.
+pub fn shared_cols(blocks: &[WeightData<'_>]) -> Result<usize> {
+    let cols = blocks.first().map(|block| block.shape().1);
+    let cols = cols.ok_or_else(|| Error::mismatch("matrices of a weight", "at least 1", 0))?;
+    match blocks.iter().find(|block| block.shape().1 != cols) {
+        Some(other) => Err(Error::mismatch("columns of stacked matrices", cols, other.shape().1)),
+        None => Ok(cols),
+    }
+}
+
 /// A dense tensor as it stands in a file, little-endian.
 #[derive(Clone, Debug)]
 pub struct TensorView<'a> {

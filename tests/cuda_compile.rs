@@ -1,11 +1,11 @@
 //! Compiles every CUDA kernel in every specialisation for the RTX 3090 (sm_86) and the H200 (sm_90). Needs no GPU, only
 //! libnvrtc: named by `FASQ_NVRTC`, installed, or from `pip install nvidia-cuda-nvrtc-cu12`.
-#![cfg(feature = "cuda")]
+#![cfg(all(feature = "cuda", feature = "test-support"))]
 
 use std::path::PathBuf;
 
-use fasq::backend::cuda::{every, nvrtc, unit};
-use fasq::ops::Kernel;
+use fasq::backend::cuda::device::unit::Source;
+use fasq::backend::cuda::{nvrtc, support};
 use rayon::prelude::*;
 
 /// Architectures, and the shared memory that a block may have on each.
@@ -59,12 +59,8 @@ fn number_before(line: &str, unit: &str) -> Option<u32> {
 
 #[test]
 fn every_kernel_has_a_source() {
-    for kernel in Kernel::ALL {
-        assert!(
-            unit::SOURCES.iter().any(|(name, _)| *name == kernel.0),
-            "kernels/{}.cu is missing",
-            kernel.0
-        );
+    for kernel in fasq::ops::kernels() {
+        assert!(Source::ALL.iter().any(|source| source.name() == kernel), "kernels/{kernel}.cu is missing");
     }
 }
 
@@ -81,14 +77,14 @@ fn every_specialisation_compiles() {
         return;
     }
     let units = |(arch, limit)| {
-        every::units(limit as usize).into_iter().map(move |(unit, shared)| (unit, shared, arch, limit))
+        support::units(limit as usize).into_iter().map(move |(unit, shared)| (unit, shared, arch, limit))
     };
     let jobs: Vec<_> = ARCHS.into_iter().flat_map(units).collect();
     let (mut reports, taken): (Vec<_>, Vec<_>) = jobs
         .par_iter()
         .map(|(unit, shared, arch, limit)| {
             let name = format!("{} sm_{arch}", unit.name());
-            let image = match nvrtc::compile(&unit.name(), &unit.source(), *arch, true) {
+            let image = match nvrtc::compile(&unit.name(), &unit.text(), *arch, true) {
                 Ok(image) => image,
                 Err(e) => return ((name, vec![format!("{e}")]), Vec::new()),
             };
@@ -114,7 +110,7 @@ fn every_specialisation_compiles() {
                     taken.push(Taken {
                         arch: *arch,
                         name: format!("{entry} ({})", unit.name()),
-                        threads: unit.constant("STEP_THREADS").or(warps),
+                        threads: unit.constant("PERSISTENT_THREADS").or(warps),
                         registers,
                         shared: fixed + shared,
                     });

@@ -4,6 +4,7 @@ mod choice;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod dry;
 mod quantizer;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -16,12 +17,13 @@ pub use crate::tensor::{Dtype, Form, Stored, WeightData};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Result;
-use crate::ops;
+use crate::ops::{self, Matrix, Op, Operand};
+use crate::plan::{self, Limits};
 
-/// What a list of commands depends on.
+/// What a list of operations depends on: the same key, the same list.
 pub type Key = [u64; 4];
 
-/// A number that no other call returns, to tell keys apart.
+/// A number that no other call returns: an identity for buffers, weights and sessions.
 pub fn unique() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     LAST.fetch_add(1, Ordering::Relaxed) + 1
@@ -38,23 +40,28 @@ pub struct Bandwidth {
 
 /// A device that runs the operations of [`crate::ops`].
 ///
-/// Operations are recorded into commands and take effect, in order, no later than [`Backend::submit`]. Arguments
-/// have been checked for shape by [`crate::model`] before they arrive here. A backend must give what
-/// [`cpu::Cpu`] gives, within the tolerances of `tests/conformance`.
+/// A backend must give what [`cpu::Cpu`] gives, within the tolerances of `tests/conformance`.
 #[allow(async_fn_in_trait)] // used with static dispatch only; a browser cannot block, so reading is async
 pub trait Backend {
-    /// An array of 4-byte words.
-    type Buffer;
+    /// An array of 4-byte words; operations share it, so that it can be written through a reference.
+    type Buffer: Operand;
     /// A weight, repacked for this backend's kernels.
-    type Weight;
-    /// Operations recorded and not yet submitted.
-    type Commands;
+    type Weight: Matrix;
 
     /// What runs here, for people: "cpu, 2 threads", "cuda, NVIDIA H200".
     fn describe(&self) -> String;
 
-    /// An error that says how much there is where there is no room for `bytes` more and what working takes besides.
-    fn check_room(&self, _bytes: u64) -> Result<()> {
+    /// The largest sizes that the kernels take.
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
+    /// Bytes that running lists of up to `rows` rows takes besides weights and buffers, at most; `cols`: of the widest
+    /// linear layer's input.
+    fn working_bytes(&self, _rows: usize, _cols: usize) -> u64 {
+        0
+    }
+    /// Fails if `bytes` exceed free memory; the error names both.
+    fn check_memory(&self, _bytes: u64) -> Result<()> {
         Ok(())
     }
     /// Bytes of the device's memory that are free, where the backend knows.
@@ -72,52 +79,46 @@ pub trait Backend {
 
     /// A buffer of `words` zeros.
     fn alloc(&self, words: usize) -> Result<Self::Buffer>;
-    /// A key or value cache of `elements` zeros, in the element type of this backend's [`Backend::attention`].
+    /// A key or value cache of `elements` zeros, in the element type of this backend's attention.
     fn alloc_cache(&self, elements: usize) -> Result<Self::Buffer> {
         self.alloc(elements)
     }
     /// Overwrites the first words of a buffer, before anything submitted afterwards.
-    fn write(&self, buffer: &mut Self::Buffer, words: &[u32]) -> Result<()>;
+    ///
+    /// # Errors
+    /// More words than the buffer has; a device that fails.
+    fn write(&self, buffer: &Self::Buffer, words: &[u32]) -> Result<()>;
     /// `words` words from word `start`, after everything submitted so far.
     async fn read(&self, buffer: &Self::Buffer, start: usize, words: usize) -> Result<Vec<u32>>;
     /// The matrices, which share their `in`, stacked along `out` into one weight.
     fn weight(&self, blocks: &[WeightData<'_>]) -> Result<Self::Weight>;
 
-    /// Starts recording.
-    fn begin(&self) -> Result<Self::Commands>;
-    /// Runs what was recorded.
-    fn submit(&self, commands: Self::Commands) -> Result<()>;
-    /// [`Backend::submit`] of commands that are the same whenever `key` is.
-    fn submit_as(&self, commands: Self::Commands, _key: Key) -> Result<()> {
-        self.submit(commands)
+    /// Runs operations in their order, after everything submitted so far. A buffer that one of them writes and no
+    /// later one of the list reads may hold anything afterwards if the one behind it reads it: both may be one kernel.
+    ///
+    /// # Errors
+    /// Names the operation and argument that [`plan::check()`] refuses; a device that fails.
+    fn submit(&self, ops: &[Op<'_, Self::Buffer, Self::Weight>]) -> Result<()> {
+        plan::check(ops, &self.limits())?;
+        self.run(ops, None)
     }
-    /// Runs the commands of a key again, if they are there still; else they have to be recorded.
+    /// [`Backend::submit`] of operations that are the same whenever `key` is.
+    fn submit_as(&self, ops: &[Op<'_, Self::Buffer, Self::Weight>], key: Key) -> Result<()> {
+        plan::check(ops, &self.limits())?;
+        self.run(ops, Some(key))
+    }
+    /// Runs operations that have been checked; what [`Backend::submit`] and [`Backend::submit_as`] call.
+    fn run(&self, ops: &[Op<'_, Self::Buffer, Self::Weight>], key: Option<Key>) -> Result<()>;
+    /// Runs the operations of a key again, if they are kept; else they have to be recorded.
     fn replay(&self, _key: &Key) -> Result<bool> {
         Ok(false)
     }
 
-    fn embed(&self, c: &mut Self::Commands, op: ops::Embed<'_, Self::Buffer, Self::Weight>) -> Result<()>;
-    fn gather_rows(&self, c: &mut Self::Commands, op: ops::GatherRows<'_, Self::Buffer>) -> Result<()>;
-    fn rms_norm(&self, c: &mut Self::Commands, op: ops::RmsNorm<'_, Self::Buffer>) -> Result<()>;
-    fn rotate(&self, c: &mut Self::Commands, op: ops::Rotate<'_, Self::Buffer>) -> Result<()>;
-    fn linear(&self, c: &mut Self::Commands, op: ops::Linear<'_, Self::Buffer, Self::Weight>) -> Result<()>;
-    fn rope_cache(&self, c: &mut Self::Commands, op: ops::RopeCache<'_, Self::Buffer>) -> Result<()>;
-    fn attention(&self, c: &mut Self::Commands, op: ops::Attention<'_, Self::Buffer>) -> Result<()>;
-    fn swiglu(&self, c: &mut Self::Commands, op: ops::SwiGlu<'_, Self::Buffer>) -> Result<()>;
-    fn causal_conv(&self, c: &mut Self::Commands, op: ops::CausalConv<'_, Self::Buffer>) -> Result<()>;
-    fn delta_rule(&self, c: &mut Self::Commands, op: ops::DeltaRule<'_, Self::Buffer>) -> Result<()>;
-    fn gated_norm(&self, c: &mut Self::Commands, op: ops::GatedNorm<'_, Self::Buffer>) -> Result<()>;
-
-    /// For each of the first `rows` rows of x `[rows, dim]`, the first place of its largest value, after everything
-    /// submitted so far.
-    async fn argmax(&self, x: &Self::Buffer, rows: usize, dim: usize) -> Result<Vec<u32>> {
+    /// The largest of each of the first `rows` rows of x `[rows, dim]` with its position, after everything submitted so
+    /// far: the lowest position among equals, and NaN before everything.
+    async fn argmax(&self, x: &Self::Buffer, rows: usize, dim: usize) -> Result<Vec<(u32, f32)>> {
         let words = self.read(x, 0, rows * dim).await?;
-        let largest = |row: &[u32]| {
-            let values = row.iter().map(|word| f32::from_bits(*word)).enumerate();
-            values.fold((0, f32::NEG_INFINITY), |best, (i, v)| if v > best.1 { (i, v) } else { best }).0
-                as u32
-        };
-        Ok(words.chunks_exact(dim).map(largest).collect())
+        Ok(words.chunks_exact(dim).flat_map(|row| ops::top_k(bytemuck::cast_slice(row), 1)).collect())
     }
 
     /// What quantizes matrices for this backend: the CPU where the device cannot.
@@ -148,8 +149,8 @@ pub trait Backend {
 
     /// A buffer that holds `words`.
     fn upload(&self, words: &[u32]) -> Result<Self::Buffer> {
-        let mut buffer = self.alloc(words.len())?;
-        self.write(&mut buffer, words)?;
+        let buffer = self.alloc(words.len())?;
+        self.write(&buffer, words)?;
         Ok(buffer)
     }
 }

@@ -30,16 +30,15 @@ pub async fn linear<B: Backend>(backend: &B, case: &Case, repeat: usize) -> Resu
         Random::matrices(case.out, case.cols, copies(bytes), Storage { linear: case.spec, head: None })?;
     let names: Vec<String> = random.names().map(str::to_owned).collect();
     let data: Vec<WeightData<'_>> = names.iter().map(|name| random.weight(name)).collect::<Result<_>>()?;
-    let mut weights =
+    let weights =
         data.iter().map(|data| backend.weight(std::slice::from_ref(data))).collect::<Result<Vec<_>>>()?;
     let x: Vec<f32> =
         (0..case.rows * case.cols).map(|i| ((i * 7919 % 1000) as f32 - 500.0) / 500.0).collect();
     let x = backend.upload(bytemuck::cast_slice(&x))?;
-    let mut y = backend.alloc(case.rows * case.out)?;
+    let y = backend.alloc(case.rows * case.out)?;
     let params =
         LinearParams { rows: case.rows as u32, y_stride: case.out as u32, y_offset: 0, accumulate: 0 };
-    let samples = cold(backend, &mut weights, repeat, |commands, weight| {
-        backend.linear(commands, Linear { x: &x, weight, bias: None, y: &mut y, params })
-    });
-    Ok(Timing { samples: samples.await?, bytes })
+    let op = |weight| Linear { x: &x, weight, bias: None, y: &y, params }.into();
+    let ops: Vec<_> = weights.iter().map(op).collect();
+    Ok(Timing { samples: cold(backend, &ops, repeat).await?, bytes })
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::backend::{Backend, unique};
+use crate::ops::Op;
 
 /// Several runs of the same thing.
 #[derive(Clone, Debug)]
@@ -46,32 +47,26 @@ fn copies(bytes: usize) -> usize {
     COLD_BYTES.div_ceil(bytes).clamp(2, LAUNCHES)
 }
 
-/// Times what `record` records on `sets` in turns: all in one list of launches, which is replayed where the backend can, so
-/// that what enqueueing them and waiting for them costs the host is not in it. Gives the time of one.
-async fn cold<B: Backend, S>(
+/// Times operations, each on memory of its own, in turns: all in one list, which is replayed where the backend can, so that
+/// what enqueueing them and waiting for them costs the host is not in it. Gives the time of one.
+async fn cold<B: Backend>(
     backend: &B,
-    sets: &mut [S],
+    ops: &[Op<'_, B::Buffer, B::Weight>],
     repeat: usize,
-    mut record: impl FnMut(&mut B::Commands, &mut S) -> Result<()>,
 ) -> Result<Samples> {
     let end = backend.alloc(1)?;
-    let (key, rounds) = ([unique(), 0, 0, 0], LAUNCHES.div_ceil(sets.len()));
+    let all = ops.repeat(LAUNCHES.div_ceil(ops.len()));
+    let key = [unique(), 0, 0, 0];
     let mut runs = Vec::new();
     for run in 0..repeat.max(1) + 3 {
         let start = Instant::now();
         if !backend.replay(&key)? {
-            let mut commands = backend.begin()?;
-            for _ in 0..rounds {
-                for set in &mut *sets {
-                    record(&mut commands, set)?;
-                }
-            }
-            backend.submit_as(commands, key)?;
+            backend.submit_as(&all, key)?;
         }
         backend.read(&end, 0, 1).await?;
         // The first runs compile, record and capture.
         if run >= 3 {
-            runs.push(start.elapsed() / (rounds * sets.len()) as u32);
+            runs.push(start.elapsed() / all.len() as u32);
         }
     }
     Ok(Samples::new(runs))

@@ -80,19 +80,22 @@ impl<B: Backend> Bench<'_, B> {
         Rotation::for_dim(dim).map_or(0, |rotation| rotation.block as u32)
     }
 
-    async fn timed<S>(
+    /// Operations of one kind, of which each must read and write so many words.
+    async fn timed<'s>(
         &self,
-        name: &'static str,
         words: usize,
-        sets: &mut [S],
-        record: impl FnMut(&mut B::Commands, &mut S) -> Result<()>,
-    ) -> Result<Timing> {
-        let samples = cold(self.backend, sets, self.repeat, record).await?;
-        Ok(Timing { name, samples, bytes: words * 4 })
+        ops: impl Iterator<Item = Op<'s, B::Buffer, B::Weight>>,
+    ) -> Result<Timing>
+    where
+        B: 's,
+    {
+        let ops: Vec<_> = ops.collect();
+        let samples = cold(self.backend, &ops, self.repeat).await?;
+        Ok(Timing { name: ops[0].name(), samples, bytes: words * 4 })
     }
 
     async fn rms_norm(&self) -> Result<Timing> {
-        let (dim, backend) = (self.config.hidden, self.backend);
+        let dim = self.config.hidden;
         let (words, weight) = (self.case.rows * dim, self.values(dim)?);
         let params = RmsNormParams {
             rows: self.rows(),
@@ -101,30 +104,24 @@ impl<B: Backend> Bench<'_, B> {
             weight_offset: arch(self.config.family).norm_offset,
             rotate: Self::rotate(dim),
         };
-        self.timed("rms_norm", 2 * words + dim, &mut self.pairs(words, words)?, |c, (x, y)| {
-            backend.rms_norm(c, RmsNorm { x, weight: &weight, y, params })
-        })
-        .await
+        let (pairs, weight) = (self.pairs(words, words)?, &weight);
+        self.timed(2 * words + dim, pairs.iter().map(|(x, y)| RmsNorm { x, weight, y, params }.into())).await
     }
 
     async fn swiglu(&self) -> Result<Timing> {
-        let (dim, backend) = (self.config.intermediate, self.backend);
+        let dim = self.config.intermediate;
         let words = self.case.rows * dim;
         let params = SwiGluParams { rows: self.rows(), dim: dim as u32, rotate: Self::rotate(dim) };
-        self.timed("swiglu", 3 * words, &mut self.pairs(2 * words, words)?, |c, (x, y)| {
-            backend.swiglu(c, SwiGlu { x, y, params })
-        })
-        .await
+        let pairs = self.pairs(2 * words, words)?;
+        self.timed(3 * words, pairs.iter().map(|(x, y)| SwiGlu { x, y, params }.into())).await
     }
 
     async fn gather_rows(&self) -> Result<Timing> {
-        let (dim, backend) = (self.config.hidden, self.backend);
+        let dim = self.config.hidden;
         let index = self.words(&[self.case.rows - 1])?;
         let params = GatherRowsParams { rows: 1, dim: dim as u32 };
-        self.timed("gather_rows", 2 * dim, &mut self.pairs(self.case.rows * dim, dim)?, |c, (x, y)| {
-            backend.gather_rows(c, GatherRows { x, index: &index, y, params })
-        })
-        .await
+        let (pairs, index) = (self.pairs(self.case.rows * dim, dim)?, &index);
+        self.timed(2 * dim, pairs.iter().map(|(x, y)| GatherRows { x, index, y, params }.into())).await
     }
 
     async fn rope_cache_and_attention(&self) -> Result<[Timing; 2]> {
@@ -136,7 +133,8 @@ impl<B: Backend> Bench<'_, B> {
         let (keys, context) = (kv_heads * head_dim, position + 1);
         let stride = heads * q_stride + 2 * keys;
         let first = context - rows;
-        let places = self.words(&(first..context).flat_map(|position| [0, position]).collect::<Vec<_>>())?;
+        let positions =
+            self.words(&(first..context).flat_map(|position| [0, position]).collect::<Vec<_>>())?;
         let segments = self.words(&[0, 0, rows, first])?;
         let inv_freq = backend.upload(bytemuck::cast_slice(&config.rope.inv_freq()))?;
         let norms = if arch.qk_norm { Some((self.values(head_dim)?, self.values(head_dim)?)) } else { None };
@@ -145,7 +143,7 @@ impl<B: Backend> Bench<'_, B> {
             let cache = || backend.alloc_cache(keys * context);
             Ok((self.values(rows * stride)?, cache()?, cache()?, backend.alloc(rows * heads * head_dim)?))
         };
-        let mut sets = (0..copies(one)).map(set).collect::<Result<Vec<_>>>()?;
+        let sets = (0..copies(one)).map(set).collect::<Result<Vec<_>>>()?;
         let [rows_word, heads, kv_heads, head_dim_word, stride_word, q_stride, context_word] =
             [rows, heads, kv_heads, head_dim, stride, q_stride, context].map(|n| n as u32);
         let params = RopeCacheParams {
@@ -165,22 +163,12 @@ impl<B: Backend> Bench<'_, B> {
         let queries = heads as usize * head_dim;
         // Queries in place; keys and values into the cache, of which every element counts as 4 bytes.
         let words = rows * (2 * queries + 4 * keys);
-        let rope_cache = self.timed("rope_cache", words, &mut sets, |c, (qkv, k_cache, v_cache, _)| {
-            let (q_norm, k_norm) =
-                (norms.as_ref().map(|(norm, _)| norm), norms.as_ref().map(|(_, norm)| norm));
-            let op = RopeCache {
-                qkv,
-                q_norm,
-                k_norm,
-                inv_freq: &inv_freq,
-                rows: &places,
-                k_cache,
-                v_cache,
-                params,
-            };
-            backend.rope_cache(c, op)
+        let (q_norm, k_norm) = (norms.as_ref().map(|norms| &norms.0), norms.as_ref().map(|norms| &norms.1));
+        let (inv_freq, rows) = (&inv_freq, &positions);
+        let ops = sets.iter().map(|(qkv, k_cache, v_cache, _)| {
+            RopeCache { qkv, q_norm, k_norm, inv_freq, rows, k_cache, v_cache, params }.into()
         });
-        let rope_cache = rope_cache.await?;
+        let rope_cache = self.timed(words, ops).await?;
         let params = AttentionParams {
             rows: rows_word,
             segments: 1,
@@ -194,23 +182,23 @@ impl<B: Backend> Bench<'_, B> {
             gated: gated as u32,
             rotate: Self::rotate(queries),
         };
-        let words = rows * queries * (2 + gated) + 2 * keys * context;
-        let attention = self.timed("attention", words, &mut sets, |c, (qkv, k_cache, v_cache, y)| {
-            let op = Attention { qkv, k_cache, v_cache, rows: &places, segments: &segments, y, params };
-            backend.attention(c, op)
+        let words = self.case.rows * queries * (2 + gated) + 2 * keys * context;
+        let segments = &segments;
+        let ops = sets.iter().map(|(qkv, k_cache, v_cache, y)| {
+            Attention { qkv, k_cache, v_cache, rows, segments, y, params }.into()
         });
-        Ok([rope_cache, attention.await?])
+        Ok([rope_cache, self.timed(words, ops).await?])
     }
 
     async fn delta_net(&self, net: &DeltaNet) -> Result<[Timing; 3]> {
         let (backend, rows) = (self.backend, self.case.rows);
         let (channels, values) = (net.channels(), net.values());
         let stride = channels + values + 2 * net.value_heads;
-        let segments = self.words(&[0, 0, rows, self.case.position + 1 - rows])?;
+        let segments = &self.words(&[0, 0, rows, self.case.position + 1 - rows])?;
         let (held, matrices) = (channels * (net.conv_kernel - 1), values * net.key_dim);
         let [rows_word, channels_word, stride_word] = [rows, channels, stride].map(|n| n as u32);
 
-        let weight = self.values(channels * net.conv_kernel)?;
+        let weight = &self.values(channels * net.conv_kernel)?;
         let params = CausalConvParams {
             rows: rows_word,
             segments: 1,
@@ -218,17 +206,16 @@ impl<B: Backend> Bench<'_, B> {
             kernel: net.conv_kernel as u32,
             stride: stride_word,
         };
-        let mut sets = (self.pairs(rows * stride, rows * channels)?.into_iter())
+        let sets = (self.pairs(rows * stride, rows * channels)?.into_iter())
             .map(|(x, y)| Ok((x, y, backend.alloc(held)?)))
             .collect::<Result<Vec<_>>>()?;
         let words = 2 * rows * channels + 2 * held + channels * net.conv_kernel;
-        let conv = self.timed("causal_conv", words, &mut sets, |c, (x, y, state)| {
-            backend.causal_conv(c, CausalConv { x, weight: &weight, segments: &segments, state, y, params })
-        });
-        let conv = conv.await?;
+        let ops =
+            sets.iter().map(|(x, y, state)| CausalConv { x, weight, segments, state, y, params }.into());
+        let conv = self.timed(words, ops).await?;
 
-        let (a_log, dt_bias) = (self.values(net.value_heads)?, self.values(net.value_heads)?);
-        let proj = self.values(rows * stride)?;
+        let (a_log, dt_bias) = (&self.values(net.value_heads)?, &self.values(net.value_heads)?);
+        let proj = &self.values(rows * stride)?;
         let b_offset = channels + values;
         let params = DeltaRuleParams {
             rows: rows_word,
@@ -241,17 +228,16 @@ impl<B: Backend> Bench<'_, B> {
             a_offset: (b_offset + net.value_heads) as u32,
             b_offset: b_offset as u32,
         };
-        let mut sets = (self.pairs(rows * channels, rows * values)?.into_iter())
+        let sets = (self.pairs(rows * channels, rows * values)?.into_iter())
             .map(|(x, y)| Ok((x, y, backend.alloc(matrices)?)))
             .collect::<Result<Vec<_>>>()?;
         let words = rows * (channels + values + 2 * net.value_heads) + 2 * matrices;
-        let delta = self.timed("delta_rule", words, &mut sets, |c, (qkv, y, state)| {
-            let (a_log, dt_bias, segments) = (&a_log, &dt_bias, &segments);
-            backend.delta_rule(c, DeltaRule { qkv, proj: &proj, a_log, dt_bias, segments, state, y, params })
+        let ops = sets.iter().map(|(qkv, y, state)| {
+            DeltaRule { qkv, proj, a_log, dt_bias, segments, state, y, params }.into()
         });
-        let delta = delta.await?;
+        let delta = self.timed(words, ops).await?;
 
-        let weight = self.values(net.value_dim)?;
+        let weight = &self.values(net.value_dim)?;
         let params = GatedNormParams {
             rows: rows_word,
             heads: net.value_heads as u32,
@@ -261,11 +247,9 @@ impl<B: Backend> Bench<'_, B> {
             eps: self.config.norm_eps,
             rotate: Self::rotate(values),
         };
-        let mut pairs = self.pairs(rows * values, rows * values)?;
-        let norm = self.timed("gated_norm", 3 * rows * values, &mut pairs, |c, (x, y)| {
-            backend.gated_norm(c, GatedNorm { x, gate: &proj, weight: &weight, y, params })
-        });
-        Ok([conv, delta, norm.await?])
+        let pairs = self.pairs(rows * values, rows * values)?;
+        let ops = pairs.iter().map(|(x, y)| GatedNorm { x, gate: proj, weight, y, params }.into());
+        Ok([conv, delta, self.timed(3 * rows * values, ops).await?])
     }
 
     /// With its way to the host and back, which is what a step waits for.

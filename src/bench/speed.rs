@@ -89,7 +89,7 @@ pub async fn measure<B: Backend>(model: &Model<B>, plan: &Plan) -> Result<Vec<Me
                 let tokens = prompt_tokens(model.config().vocab, *prompt, run);
                 let mut next = Vec::new();
                 for slot in 0..*batch {
-                    session.reset(slot);
+                    session.reset(slot)?;
                     next.push(best(&session.prefill(slot, &tokens).await?));
                 }
                 let prefilled = start.elapsed();
@@ -124,13 +124,11 @@ pub async fn measure<B: Backend>(model: &Model<B>, plan: &Plan) -> Result<Vec<Me
 
 /// One greedy token for every slot.
 async fn step<B: Backend>(session: &mut Session<'_, B>, tokens: &[u32]) -> Result<Vec<u32>> {
-    let row = |(slot, &token): (usize, &u32)| Row {
-        token,
-        slot: slot as u32,
-        position: session.position(slot) as u32,
-        want_logits: true,
+    let row = |(slot, &token): (usize, &u32)| {
+        let position = session.position(slot)? as u32;
+        Ok(Row { token, slot: slot as u32, position, want_logits: true })
     };
-    let batch = Batch { rows: tokens.iter().enumerate().map(row).collect() };
+    let batch = Batch { rows: tokens.iter().enumerate().map(row).collect::<Result<_>>()? };
     session.greedy(&batch).await
 }
 

@@ -10,13 +10,13 @@ use crate::backend::{Backend, BackendTask, Bandwidth, Quantizer};
 #[cfg(feature = "cuda")]
 use crate::backend::{
     Choice,
-    cuda::{Cuda, Way},
+    cuda::{Cuda, MatmulAlgorithm},
 };
 use crate::bench::quantize::quantize;
 use crate::bench::{kernels, operations, shapes, speed};
 use crate::config::ModelConfig;
 use crate::model::random::{Random, Storage};
-use crate::model::{Model, Source, room};
+use crate::model::{Model, Source, memory};
 use crate::pq::PqSpec;
 use crate::{Error, Result};
 
@@ -94,8 +94,8 @@ enum Command {
         rows: Vec<usize>,
         /// How CUDA multiplies several rows [default: the fastest]
         #[cfg(feature = "cuda")]
-        #[arg(long, value_name = "NAME", value_parser = way)]
-        way: Option<Way>,
+        #[arg(long, value_name = "NAME", value_parser = algorithm)]
+        algorithm: Option<MatmulAlgorithm>,
     },
     /// Time quantizing all matrices of a random model, from f16 in host memory to codes in host memory
     Quantize {
@@ -147,11 +147,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     super::set_threads(None)?;
     let choice = args.common.device.choose()?;
     #[cfg(feature = "cuda")]
-    if let Some(Command::Kernels { specs, shapes, rows, way: Some(way) }) = &args.command {
+    if let Some(Command::Kernels { specs, shapes, rows, algorithm: Some(algorithm) }) = &args.command {
         let Choice::Cuda(index) = choice else {
-            return Err(Error::invalid("--way", "only --device cuda has ways to choose from"));
+            return Err(Error::invalid("--algorithm", "only --device cuda has algorithms to choose from"));
         };
-        let cuda = Cuda::open(index)?.with_way(*way);
+        let cuda = Cuda::open(index)?.with_algorithm(*algorithm);
         return block_on(single(&cuda, specs, shapes, rows, args.common.repeat));
     }
     choice.run(args)
@@ -182,9 +182,9 @@ impl BackendTask for &BenchArgs {
 }
 
 #[cfg(feature = "cuda")]
-fn way(name: &str) -> std::result::Result<Way, String> {
-    let names = || Way::ALL.map(Way::name).join(", ");
-    Way::parse(name).ok_or_else(|| format!("one of {} was expected", names()))
+fn algorithm(name: &str) -> std::result::Result<MatmulAlgorithm, String> {
+    let names = || MatmulAlgorithm::PQ.map(|algorithm| algorithm.to_string()).join(", ");
+    MatmulAlgorithm::parse(name).ok_or_else(|| format!("one of {} was expected", names()))
 }
 
 async fn model<B: Backend + Clone>(backend: B, args: &BenchArgs) -> Result<()> {
@@ -232,8 +232,8 @@ async fn measure<B: Backend + Clone>(
     let config = shapes::config(&args.shape).ok_or_else(|| Error::invalid("shape", &args.shape))?;
     let source = Source::Random(Random::new(config, storage)?);
     let largest = plan.largest();
-    room::check(backend, &source, &largest)?;
-    let planned = room::weights(backend, &source)? + room::session(backend, source.config(), &largest)?;
+    memory::check(backend, &source, &largest)?;
+    let planned = memory::total(backend, &source, &largest)?;
     let free = backend.free_memory();
     let model = Model::load(backend.clone(), &source)?;
     drop(source);

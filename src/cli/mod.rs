@@ -52,7 +52,7 @@ const FAILED: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
 /// Log messages without RUST_LOG: warnings, and what is measured once on a device.
-const LOG: &str = "warn,fasq::backend::cuda::tune=info";
+const LOG: &str = "warn,fasq::backend::cuda=info";
 
 /// Runs a program: log messages as RUST_LOG says (default: warnings, and what is measured once on a device), an error as
 /// one line on stderr and an exit code. A closed stdout, as by `| head`, is no failure.

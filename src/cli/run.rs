@@ -13,7 +13,7 @@ use super::writer::Writer;
 use crate::backend::{Backend, BackendTask};
 use crate::baseline::Rtn;
 use crate::generate::{ChatTemplate, Generator, Limits, Sampler, Sampling, StopReason, Tokenizer};
-use crate::model::{Model, Source, room};
+use crate::model::{Model, Source, memory};
 use crate::{Error, Result};
 
 /// Tokens of context unless `--ctx` says otherwise: a large model's whole context would take gigabytes.
@@ -177,7 +177,7 @@ impl BackendTask for Run<'_> {
         let template = chats.then(|| ChatTemplate::new(assets, config, &tokenizer)).transpose()?;
         let tokens = args.tokens.or((!chats).then_some(TOKENS));
 
-        room::check(&backend, source, &Generator::<B>::options(context))?;
+        memory::check(&backend, source, &Generator::<B>::options(context))?;
         let model = Model::load(backend, source)?;
         let output = Output::new(args.json, args.quiet);
         output.remark(&format!(

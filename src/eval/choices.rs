@@ -139,7 +139,7 @@ async fn side_by_side<B: Backend>(
 ) -> Result<Vec<Vec<f64>>> {
     let (vocab, max_rows) = (session.model().config().vocab, session.options().max_rows);
     let mut sums: Vec<Vec<f64>> = questions.iter().map(|choices| vec![0.0; choices.len()]).collect();
-    (0..questions.len()).for_each(|slot| session.reset(slot));
+    (0..questions.len()).try_for_each(|slot| session.reset(slot))?;
     let most = questions.iter().map(Vec::len).max().unwrap_or(0);
     #[allow(
         clippy::needless_range_loop,
@@ -150,7 +150,7 @@ async fn side_by_side<B: Backend>(
         let mut targets = Vec::new();
         for (slot, choices) in questions.iter().enumerate() {
             let Some(sequence) = choices.get(choice) else { continue };
-            let start = session.rewind(slot, shared(choices));
+            let start = session.rewind(slot, shared(choices))?;
             for (position, token) in sequence.input.iter().enumerate().skip(start) {
                 let target = position.checked_sub(sequence.first_scored()).map(|i| sequence.targets[i]);
                 targets.extend(target.map(|target| (slot, target)));

@@ -122,8 +122,8 @@ pub async fn divergence<B: Backend>(
     let rows = base.options().max_rows;
     let mut result = Divergence::default();
     for (i, chunk) in chunks.iter().enumerate() {
-        base.reset(0);
-        model.reset(0);
+        base.reset(0)?;
+        model.reset(0)?;
         for Step { batch, next } in steps(chunk, protocol.first_scored(), rows) {
             let base_logits = base.forward(&batch).await?;
             let model_logits = model.forward(&batch).await?;

@@ -124,7 +124,7 @@ pub async fn perplexity<B: Backend>(
     let (vocab, rows) = (model.config().vocab, session.options().max_rows);
     let mut estimate = Estimate::default();
     for (i, chunk) in chunks.iter().enumerate() {
-        session.reset(0);
+        session.reset(0)?;
         for Step { batch, next } in steps(chunk, protocol.first_scored(), rows) {
             let logits = session.forward(&batch).await?;
             let nll = logits.par_chunks_exact(vocab).zip(&next);

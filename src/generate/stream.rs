@@ -57,7 +57,7 @@ impl<'m, B: Backend> Generator<'m, B> {
         let completion = Completion::new(self.tokenizer, &self.session.model().config().eos, limits)?;
         // The last token is always read: its logits draw the next.
         let shared = self.held.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();
-        self.held.truncate(self.session.rewind(0, shared));
+        self.held.truncate(self.session.rewind(0, shared)?);
         let stats = Stats::default();
         Ok(TokenStream {
             generator: self,
@@ -78,7 +78,7 @@ impl<'m, B: Backend> Generator<'m, B> {
         match read {
             Ok(()) => self.held.extend(batch),
             Err(_) => {
-                self.session.reset(0);
+                self.session.reset(0)?;
                 self.held.clear();
             }
         }

@@ -4,11 +4,11 @@ use super::arch::{Names, arch};
 use super::linear::Linear;
 use super::pass::Pass;
 use super::source::Tensors;
-use super::state::LayerState;
+use super::state::Cache;
 use crate::Result;
 use crate::backend::Backend;
 use crate::config::ModelConfig;
-use crate::ops::{self, AttentionParams, RopeCacheParams};
+use crate::ops::{self, AttentionParams, RopeCache, RopeCacheParams};
 
 /// Weights of an attention block.
 pub struct Attention<B: Backend> {
@@ -49,10 +49,9 @@ impl<B: Backend> Attention<B> {
     }
 
     /// `x += attention(norm(x))`.
-    pub fn forward(&self, pass: &mut Pass<'_, B>, norm: &B::Buffer, state: &mut LayerState<B>) -> Result<()> {
-        let LayerState::Attention { k, v } = state else { return Ok(()) };
-        pass.normed_linear(norm, &self.qkv)?;
-        let (config, arch, s) = (pass.config, arch(pass.config.family), &mut *pass.scratch);
+    pub fn record<'a>(&'a self, pass: &mut Pass<'a, B>, norm: &'a B::Buffer, cache: &'a Cache<B>) {
+        pass.normed_linear(norm, &self.qkv);
+        let (config, arch, s) = (pass.config, arch(pass.config.family), pass.scratch);
         let [heads, kv_heads, head_dim] = [config.heads, config.kv_heads, config.head_dim].map(|n| n as u32);
         let gated = u32::from(arch.gated_attention);
         let q_stride = head_dim * (1 + gated);
@@ -71,17 +70,16 @@ impl<B: Backend> Attention<B> {
             eps: config.norm_eps,
             weight_offset: arch.norm_offset,
         };
-        let op = ops::RopeCache {
-            qkv: &mut s.wide,
+        pass.record(RopeCache {
+            qkv: &s.wide,
             q_norm: self.qk_norm.as_ref().map(|(q, _)| q),
             k_norm: self.qk_norm.as_ref().map(|(_, k)| k),
             inv_freq: pass.inv_freq,
-            rows: &s.places,
-            k_cache: k,
-            v_cache: v,
+            rows: &s.positions,
+            k_cache: &cache.k,
+            v_cache: &cache.v,
             params,
-        };
-        pass.backend.rope_cache(pass.commands, op)?;
+        });
         let params = AttentionParams {
             rows: pass.rows,
             segments: pass.segments,
@@ -95,16 +93,15 @@ impl<B: Backend> Attention<B> {
             gated,
             rotate: self.out.input_rotation(),
         };
-        let op = ops::Attention {
+        pass.record(ops::Attention {
             qkv: &s.wide,
-            k_cache: k,
-            v_cache: v,
-            rows: &s.places,
+            k_cache: &cache.k,
+            v_cache: &cache.v,
+            rows: &s.positions,
             segments: &s.segments,
-            y: &mut s.inner,
+            y: &s.inner,
             params,
-        };
-        pass.backend.attention(pass.commands, op)?;
-        pass.residual_linear(&self.out)
+        });
+        pass.residual_linear(&self.out);
     }
 }

@@ -4,10 +4,10 @@ use super::arch::Names;
 use super::linear::Linear;
 use super::pass::Pass;
 use super::source::Tensors;
-use super::state::LayerState;
+use super::state::Recurrence;
 use crate::backend::Backend;
 use crate::config::{DeltaNet as Sizes, ModelConfig};
-use crate::ops::{self, CausalConvParams, DeltaRuleParams, GatedNormParams};
+use crate::ops::{CausalConv, CausalConvParams, DeltaRule, DeltaRuleParams, GatedNorm, GatedNormParams};
 use crate::{Error, Result};
 
 /// Weights of a gated delta net block.
@@ -58,24 +58,22 @@ impl<B: Backend> DeltaNet<B> {
     }
 
     /// `x += delta_net(norm(x))`.
-    pub fn forward(&self, pass: &mut Pass<'_, B>, norm: &B::Buffer, state: &mut LayerState<B>) -> Result<()> {
-        let LayerState::DeltaNet { conv, recurrent } = state else { return Ok(()) };
-        pass.normed_linear(norm, &self.proj)?;
-        let (backend, s) = (pass.backend, &mut *pass.scratch);
+    pub fn record<'a>(&'a self, pass: &mut Pass<'a, B>, norm: &'a B::Buffer, state: &'a Recurrence<B>) {
+        pass.normed_linear(norm, &self.proj);
+        let s = pass.scratch;
         let (rows, segments) = (pass.rows, pass.segments);
         let (stride, channels) = (self.proj.outs() as u32, self.sizes.channels() as u32);
         let [value_heads, value_dim] = [self.sizes.value_heads, self.sizes.value_dim].map(|n| n as u32);
         let kernel = self.sizes.conv_kernel as u32;
         let params = CausalConvParams { rows, segments, channels, kernel, stride };
-        let op = ops::CausalConv {
+        pass.record(CausalConv {
             x: &s.wide,
             weight: &self.conv,
             segments: &s.segments,
-            state: conv,
-            y: &mut s.conv,
+            state: &state.conv,
+            y: &s.conv,
             params,
-        };
-        backend.causal_conv(pass.commands, op)?;
+        });
         let b_offset = channels + value_heads * value_dim;
         let params = DeltaRuleParams {
             rows,
@@ -88,17 +86,16 @@ impl<B: Backend> DeltaNet<B> {
             a_offset: b_offset + value_heads,
             b_offset,
         };
-        let op = ops::DeltaRule {
+        pass.record(DeltaRule {
             qkv: &s.conv,
             proj: &s.wide,
             a_log: &self.a_log,
             dt_bias: &self.dt_bias,
             segments: &s.segments,
-            state: recurrent,
-            y: &mut s.delta,
+            state: &state.rule,
+            y: &s.delta,
             params,
-        };
-        backend.delta_rule(pass.commands, op)?;
+        });
         let params = GatedNormParams {
             rows,
             heads: value_heads,
@@ -108,8 +105,7 @@ impl<B: Backend> DeltaNet<B> {
             eps: pass.config.norm_eps,
             rotate: self.out.input_rotation(),
         };
-        let op = ops::GatedNorm { x: &s.delta, gate: &s.wide, weight: &self.norm, y: &mut s.inner, params };
-        backend.gated_norm(pass.commands, op)?;
-        pass.residual_linear(&self.out)
+        pass.record(GatedNorm { x: &s.delta, gate: &s.wide, weight: &self.norm, y: &s.inner, params });
+        pass.residual_linear(&self.out);
     }
 }

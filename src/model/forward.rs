@@ -7,9 +7,9 @@ use super::mlp::Mlp;
 use super::pass::Pass;
 use super::source::Tensors;
 use super::state::LayerState;
-use crate::Result;
 use crate::backend::Backend;
 use crate::config::{Mixer, ModelConfig};
+use crate::{Error, Result};
 
 /// A transformer block.
 pub struct Layer<B: Backend> {
@@ -53,11 +53,24 @@ impl<B: Backend> Layer<B> {
         [first, last, gate_up, down]
     }
 
-    pub(super) fn forward(&self, pass: &mut Pass<'_, B>, state: &mut LayerState<B>) -> Result<()> {
-        match &self.mixer {
-            MixerWeights::Attention(attention) => attention.forward(pass, &self.mixer_norm, state)?,
-            MixerWeights::DeltaNet(net) => net.forward(pass, &self.mixer_norm, state)?,
+    /// Records the block.
+    ///
+    /// # Errors
+    /// The state is that of a layer of another kind.
+    pub(super) fn record<'a>(&'a self, pass: &mut Pass<'a, B>, state: &'a LayerState<B>) -> Result<()> {
+        match (&self.mixer, state) {
+            (MixerWeights::Attention(attention), LayerState::Attention(cache)) => {
+                attention.record(pass, &self.mixer_norm, cache);
+            }
+            (MixerWeights::DeltaNet(net), LayerState::DeltaNet(state)) => {
+                net.record(pass, &self.mixer_norm, state);
+            }
+            (MixerWeights::Attention(_), LayerState::DeltaNet(_))
+            | (MixerWeights::DeltaNet(_), LayerState::Attention(_)) => {
+                return Err(Error::invalid("a layer's state", "it is that of a layer of another kind"));
+            }
         }
-        self.mlp.forward(pass, &self.mlp_norm)
+        self.mlp.record(pass, &self.mlp_norm);
+        Ok(())
     }
 }

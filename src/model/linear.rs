@@ -2,10 +2,11 @@
 
 use half::f16;
 
+use super::pass::Ops;
 use super::source::Tensors;
 use crate::Result;
 use crate::backend::{Backend, Dtype, WeightData};
-use crate::ops::{self, LinearParams, RotateParams};
+use crate::ops::{self, LinearParams, Rotate, RotateParams};
 use crate::pq::Rotation;
 use crate::tensor::TensorView;
 
@@ -91,12 +92,12 @@ impl<B: Backend> Linear<B> {
     }
 
     /// Records `y = W x`, or `y += W x`.
-    pub fn forward(&self, backend: &B, commands: &mut B::Commands, io: LinearIo<'_, B>) -> Result<()> {
+    pub fn record<'a>(&'a self, ops: &mut Ops<'a, B>, io: LinearIo<'a, B>) {
         let LinearIo { rows, x, rotated, y, accumulate } = io;
         let ready = self.input_rotation();
         if let Some(part) = self.parts.iter().find(|part| part.rotate != ready) {
             let params = RotateParams { rows, dim: self.cols as u32, rotate: part.rotate };
-            backend.rotate(commands, ops::Rotate { x, y: rotated, params })?;
+            ops.push(Rotate { x, y: rotated, params }.into());
         }
         for part in &self.parts {
             let params = LinearParams {
@@ -105,11 +106,9 @@ impl<B: Backend> Linear<B> {
                 y_offset: part.offset as u32,
                 accumulate: accumulate.into(),
             };
-            let x = if part.rotate == ready { x } else { &*rotated };
-            let op = ops::Linear { x, weight: &part.weight, bias: part.bias.as_ref(), y: &mut *y, params };
-            backend.linear(commands, op)?;
+            let x = if part.rotate == ready { x } else { rotated };
+            ops.push(ops::Linear { x, weight: &part.weight, bias: part.bias.as_ref(), y, params }.into());
         }
-        Ok(())
     }
 }
 
@@ -119,9 +118,9 @@ pub struct LinearIo<'a, B: Backend> {
     /// `[rows, cols]`, rotated by [`Linear::input_rotation`].
     pub x: &'a B::Buffer,
     /// Scratch of x's size, for layers that want different forms of it.
-    pub rotated: &'a mut B::Buffer,
+    pub rotated: &'a B::Buffer,
     /// `[rows, outs]`.
-    pub y: &'a mut B::Buffer,
+    pub y: &'a B::Buffer,
     /// Add to y.
     pub accumulate: bool,
 }

@@ -3,7 +3,7 @@
 use super::arch::{Names, arch};
 use super::forward::Layer;
 use super::linear::Embedding;
-use super::room;
+use super::memory;
 use super::source::{Source, Tensors};
 use crate::Result;
 use crate::backend::Backend;
@@ -26,7 +26,7 @@ pub struct Model<B: Backend> {
 impl<B: Backend> Model<B> {
     /// Loads every weight of `source` onto the backend.
     pub fn load(backend: B, source: &Source) -> Result<Self> {
-        backend.check_room(room::weights(&backend, source)?)?;
+        backend.check_memory(memory::weights(&backend, source)?)?;
         let config = source.config().clone();
         let mut tensors = Tensors::new(source, &backend);
         let present = tensors.present.clone();

@@ -7,7 +7,7 @@ use super::source::Tensors;
 use crate::Result;
 use crate::backend::Backend;
 use crate::config::ModelConfig;
-use crate::ops::{self, SwiGluParams};
+use crate::ops::{SwiGlu, SwiGluParams};
 
 /// Weights of an MLP block.
 pub struct Mlp<B: Backend> {
@@ -39,12 +39,12 @@ impl<B: Backend> Mlp<B> {
     }
 
     /// `x += mlp(norm(x))`.
-    pub fn forward(&self, pass: &mut Pass<'_, B>, norm: &B::Buffer) -> Result<()> {
-        pass.normed_linear(norm, &self.gate_up)?;
-        let s = &mut *pass.scratch;
+    pub fn record<'a>(&'a self, pass: &mut Pass<'a, B>, norm: &'a B::Buffer) {
+        pass.normed_linear(norm, &self.gate_up);
+        let s = pass.scratch;
         let params =
             SwiGluParams { rows: pass.rows, dim: self.dim as u32, rotate: self.down.input_rotation() };
-        pass.backend.swiglu(pass.commands, ops::SwiGlu { x: &s.wide, y: &mut s.inner, params })?;
-        pass.residual_linear(&self.down)
+        pass.record(SwiGlu { x: &s.wide, y: &s.inner, params });
+        pass.residual_linear(&self.down);
     }
 }

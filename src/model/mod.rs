@@ -10,11 +10,11 @@ mod delta_net;
 mod forward;
 mod linear;
 mod load;
+pub mod memory;
 mod mlp;
 mod pass;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod random;
-pub mod room;
 mod session;
 mod source;
 mod state;

@@ -3,29 +3,34 @@
 use super::arch::arch;
 use super::linear::{Linear, LinearIo};
 use super::state::Scratch;
-use crate::Result;
 use crate::backend::Backend;
 use crate::config::ModelConfig;
-use crate::ops::{self, GatherRowsParams, RmsNormParams};
+use crate::ops::{GatherRows, GatherRowsParams, Op, RmsNorm, RmsNormParams};
 
-/// One batch on its way through the blocks.
+/// The operations of a backend, recorded.
+pub type Ops<'a, B> = Vec<Op<'a, <B as Backend>::Buffer, <B as Backend>::Weight>>;
+
+/// One batch on its way through the blocks: what they read, and the operations that they record.
 pub struct Pass<'a, B: Backend> {
-    pub(super) backend: &'a B,
     pub(super) config: &'a ModelConfig,
     pub(super) inv_freq: &'a B::Buffer,
-    pub(super) commands: &'a mut B::Commands,
-    pub(super) scratch: &'a mut Scratch<B>,
+    pub(super) scratch: &'a Scratch<B>,
     pub(super) rows: u32,
     pub(super) segments: u32,
     pub(super) context: usize,
-    /// Takes a copy of what each [`Linear`] reads.
-    pub(super) inputs: Option<&'a mut Vec<B::Buffer>>,
+    /// Where a copy of what each [`Linear`] of a block reads goes, in their order; empty where nobody wants one.
+    pub(super) inputs: &'a [B::Buffer],
+    pub(super) ops: Ops<'a, B>,
 }
 
-impl<B: Backend> Pass<'_, B> {
+impl<'a, B: Backend> Pass<'a, B> {
+    pub(super) fn record(&mut self, op: impl Into<Op<'a, B::Buffer, B::Weight>>) {
+        self.ops.push(op.into());
+    }
+
     /// `wide = linear(norm(x))`.
-    pub(super) fn normed_linear(&mut self, norm: &B::Buffer, linear: &Linear<B>) -> Result<()> {
-        let s = &mut *self.scratch;
+    pub(super) fn normed_linear(&mut self, norm: &'a B::Buffer, linear: &'a Linear<B>) {
+        let s = self.scratch;
         let params = RmsNormParams {
             rows: self.rows,
             dim: self.config.hidden as u32,
@@ -33,46 +38,27 @@ impl<B: Backend> Pass<'_, B> {
             weight_offset: arch(self.config.family).norm_offset,
             rotate: linear.input_rotation(),
         };
-        let op = ops::RmsNorm { x: &s.x, weight: norm, y: &mut s.normed, params };
-        self.backend.rms_norm(self.commands, op)?;
-        if let Some(inputs) = &mut self.inputs {
-            let (rows, index) = (self.rows, &s.wanted);
-            inputs.push(copy(self.backend, self.commands, &s.normed, index, rows, linear.cols())?);
-        }
-        let io = LinearIo {
-            rows: self.rows,
-            x: &s.normed,
-            rotated: &mut s.rotated,
-            y: &mut s.wide,
-            accumulate: false,
-        };
-        linear.forward(self.backend, self.commands, io)
+        self.record(RmsNorm { x: &s.x, weight: norm, y: &s.normed, params });
+        self.copy_input(&s.normed, linear.cols());
+        let io =
+            LinearIo { rows: self.rows, x: &s.normed, rotated: &s.rotated, y: &s.wide, accumulate: false };
+        linear.record(&mut self.ops, io);
     }
 
     /// `x += linear(inner)`.
-    pub(super) fn residual_linear(&mut self, linear: &Linear<B>) -> Result<()> {
-        let s = &mut *self.scratch;
-        if let Some(inputs) = &mut self.inputs {
-            let (rows, index) = (self.rows, &s.wanted);
-            inputs.push(copy(self.backend, self.commands, &s.inner, index, rows, linear.cols())?);
-        }
-        let io =
-            LinearIo { rows: self.rows, x: &s.inner, rotated: &mut s.rotated, y: &mut s.x, accumulate: true };
-        linear.forward(self.backend, self.commands, io)
+    pub(super) fn residual_linear(&mut self, linear: &'a Linear<B>) {
+        let s = self.scratch;
+        self.copy_input(&s.inner, linear.cols());
+        let io = LinearIo { rows: self.rows, x: &s.inner, rotated: &s.rotated, y: &s.x, accumulate: true };
+        linear.record(&mut self.ops, io);
     }
-}
 
-/// A copy of the rows `index` of `x` `[*, dim]`.
-fn copy<B: Backend>(
-    backend: &B,
-    commands: &mut B::Commands,
-    x: &B::Buffer,
-    index: &B::Buffer,
-    rows: u32,
-    dim: usize,
-) -> Result<B::Buffer> {
-    let mut y = backend.alloc(rows as usize * dim)?;
-    let params = GatherRowsParams { rows, dim: dim as u32 };
-    backend.gather_rows(commands, ops::GatherRows { x, index, y: &mut y, params })?;
-    Ok(y)
+    /// Copies the rows that [`Scratch::wanted`] names of a linear layer's input `[*, dim]`, if anybody wants them.
+    fn copy_input(&mut self, x: &'a B::Buffer, dim: usize) {
+        if let Some((y, rest)) = self.inputs.split_first() {
+            self.inputs = rest;
+            let params = GatherRowsParams { rows: self.rows, dim: dim as u32 };
+            self.record(GatherRows { x, index: &self.scratch.wanted, y, params });
+        }
+    }
 }

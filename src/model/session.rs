@@ -1,11 +1,13 @@
 //! [`Session`]: a model at work on some sequences.
 
 use super::load::Model;
-use super::pass::Pass;
-use super::room;
+use super::memory;
+use super::pass::{Ops, Pass};
 use super::state::{Batch, LayerState, Scratch, Segment, SessionOptions, word};
 use crate::backend::{Backend, Key, unique};
-use crate::ops::{self, EmbedParams, GatherRowsParams, LinearParams, RmsNormParams};
+use crate::ops::{
+    Embed, EmbedParams, GatherRows, GatherRowsParams, Linear, LinearParams, RmsNorm, RmsNormParams,
+};
 use crate::{Error, Result};
 
 /// Sees named activations `[rows, dim]` as they are computed: `embed`, `layer_I` (the residual stream after block
@@ -20,7 +22,7 @@ pub struct Session<'m, B: Backend> {
     pub(super) state: Vec<LayerState<B>>,
     /// Tokens that each slot holds.
     positions: Vec<usize>,
-    /// A number that no other session's buffers have, nor these before they were allocated anew.
+    /// Allocation id: changes whenever the buffers are reallocated.
     buffers: u64,
 }
 
@@ -36,7 +38,7 @@ impl<'m, B: Backend> Session<'m, B> {
             word(what, n)?;
         }
         let config = &model.config;
-        model.backend.check_room(room::session(&model.backend, config, &options)?)?;
+        model.backend.check_memory(memory::session(&model.backend, config, &options)?)?;
         let state = config
             .layers
             .iter()
@@ -56,23 +58,30 @@ impl<'m, B: Backend> Session<'m, B> {
     }
 
     /// Tokens that the slot holds.
-    pub fn position(&self, slot: usize) -> usize {
-        self.positions[slot]
+    ///
+    /// # Errors
+    /// The session has no such slot; so of all methods that name one.
+    pub fn position(&self, slot: usize) -> Result<usize> {
+        self.positions.get(slot).copied().ok_or_else(|| self.no_slot(slot))
     }
 
     /// Empties the slot.
-    pub fn reset(&mut self, slot: usize) {
-        self.positions[slot] = 0;
+    pub fn reset(&mut self, slot: usize) -> Result<()> {
+        self.rewind(slot, 0).map(|_| ())
     }
 
     /// Drops the slot's tokens from `position` on and returns how many it holds then. A delta net's state cannot go
     /// back: such a model keeps all or nothing.
-    pub fn rewind(&mut self, slot: usize, position: usize) -> usize {
-        let now = self.positions[slot];
+    pub fn rewind(&mut self, slot: usize, position: usize) -> Result<usize> {
+        let now = self.position(slot)?;
         if position < now {
             self.positions[slot] = if self.model.config.delta_net.is_some() { 0 } else { position };
         }
-        self.positions[slot]
+        self.position(slot)
+    }
+
+    fn no_slot(&self, slot: usize) -> Error {
+        Error::mismatch("slot of a session", format!("below {}", self.options.slots), slot)
     }
 
     /// Runs a batch and returns the logits `[wanted rows, vocab]`.
@@ -84,7 +93,16 @@ impl<'m, B: Backend> Session<'m, B> {
     /// The likeliest token after each row whose logits are wanted: [`Session::forward`] without moving the logits.
     pub async fn greedy(&mut self, batch: &Batch) -> Result<Vec<u32>> {
         let wanted = self.run(batch, None).await?;
-        self.model.backend.argmax(&self.scratch.logits, wanted, self.model.config.vocab).await
+        let vocab = self.model.config.vocab;
+        let largest = self.model.backend.argmax(&self.scratch.logits, wanted, vocab).await?;
+        let token = |(row, (token, logit)): (usize, (u32, f32))| {
+            if logit.is_nan() {
+                let what = format!("logit of token {token} after wanted row {row}");
+                return Err(Error::mismatch(what, "a number", logit));
+            }
+            Ok(token)
+        };
+        largest.into_iter().enumerate().map(token).collect()
     }
 
     /// [`Session::forward`], showing the activations to `tap`.
@@ -109,7 +127,7 @@ impl<'m, B: Backend> Session<'m, B> {
         let mut left = tokens;
         while !left.is_empty() {
             let (now, rest) = left.split_at(left.len().min(self.options.max_rows));
-            let mut batch = Batch::of_slot(slot, self.positions[slot], now, false);
+            let mut batch = Batch::of_slot(slot, self.position(slot)?, now, false);
             if let (Some(row), false) = (batch.rows.last_mut(), rest.is_empty()) {
                 row.want_logits = false;
             }
@@ -128,10 +146,14 @@ impl<'m, B: Backend> Session<'m, B> {
             self.buffers = unique();
         }
         self.write_batch(batch, &segments, &wanted)?;
+        if self.model.config.delta_net.is_some() {
+            // Until the pass is through, nobody knows how far these slots' states are: they start over if it fails.
+            segments.iter().for_each(|segment| self.positions[segment.slot] = 0);
+        }
 
         let key = [self.buffers, batch.rows.len() as u64, segments.len() as u64, wanted.len() as u64];
         if tap.is_some() || !self.model.backend.replay(&key)? {
-            self.record(batch, segments.len(), wanted.len(), key, tap).await?;
+            self.record(batch, segments.len() as u32, wanted.len() as u32, key, tap).await?;
         }
         for segment in segments {
             self.positions[segment.slot] = segment.position + segment.rows;
@@ -141,77 +163,74 @@ impl<'m, B: Backend> Session<'m, B> {
 
     /// Records the batch and submits it.
     async fn record(
-        &mut self,
+        &self,
         batch: &Batch,
-        segments: usize,
-        wanted: usize,
+        segments: u32,
+        wanted: u32,
         key: Key,
-        mut tap: Option<Tap<'_>>,
+        tap: Option<Tap<'_>>,
     ) -> Result<()> {
-        let (backend, config) = (&self.model.backend, &self.model.config);
+        let (backend, config, s) = (&self.model.backend, &self.model.config, &self.scratch);
         let (rows, dim) = (batch.rows.len() as u32, config.hidden as u32);
-        let mut commands = backend.begin()?;
-        let s = &mut self.scratch;
+        let mut shown = Shown { backend, tap };
+        let mut pass = Pass {
+            config,
+            inv_freq: &self.model.inv_freq,
+            scratch: s,
+            rows,
+            segments,
+            context: self.options.context,
+            inputs: &[],
+            ops: Vec::new(),
+        };
         let params = EmbedParams { rows, dim };
-        let op = ops::Embed { tokens: &s.tokens, table: self.model.embed.weight(), y: &mut s.x, params };
-        backend.embed(&mut commands, op)?;
-        commands = show(backend, commands, &mut tap, "embed", &s.x, (rows * dim) as usize).await?;
-        for (i, (layer, state)) in self.model.layers.iter().zip(&mut self.state).enumerate() {
-            let mut pass = Pass {
-                backend,
-                config,
-                inv_freq: &self.model.inv_freq,
-                commands: &mut commands,
-                scratch: &mut self.scratch,
-                rows,
-                segments: segments as u32,
-                context: self.options.context,
-                inputs: None,
-            };
-            layer.forward(&mut pass, state)?;
-            let name = format!("layer_{i}");
-            commands =
-                show(backend, commands, &mut tap, &name, &self.scratch.x, (rows * dim) as usize).await?;
+        pass.record(Embed { tokens: &s.tokens, table: self.model.embed.weight(), y: &s.x, params });
+        shown.show(&mut pass.ops, "embed", &s.x, (rows * dim) as usize).await?;
+        for (i, (layer, state)) in self.model.layers.iter().zip(&self.state).enumerate() {
+            layer.record(&mut pass, state)?;
+            shown.show(&mut pass.ops, &format!("layer_{i}"), &s.x, (rows * dim) as usize).await?;
         }
         if wanted > 0 {
-            commands = self.head(commands, wanted as u32, &mut tap).await?;
+            self.head(&mut pass, wanted, &mut shown).await?;
         }
-        if tap.is_some() { backend.submit(commands) } else { backend.submit_as(commands, key) }
+        match shown.tap {
+            Some(_) => backend.submit(&pass.ops),
+            None => backend.submit_as(&pass.ops, key),
+        }
+    }
+
+    /// Records the logits of the wanted rows.
+    async fn head<'a>(
+        &'a self,
+        pass: &mut Pass<'a, B>,
+        rows: u32,
+        shown: &mut Shown<'_, '_, B>,
+    ) -> Result<()> {
+        let (model, s) = (self.model, &self.scratch);
+        let (dim, head) = (model.config.hidden as u32, model.head());
+        let params = GatherRowsParams { rows, dim };
+        pass.record(GatherRows { x: &s.x, index: &s.wanted, y: &s.last, params });
+        let (eps, weight_offset) = (model.config.norm_eps, model.norm_offset());
+        let norm = |rotate| RmsNorm {
+            x: &s.last,
+            weight: &model.norm,
+            y: &s.normed,
+            params: RmsNormParams { rows, dim, eps, weight_offset, rotate },
+        };
+        if shown.tap.is_some() {
+            pass.record(norm(0));
+            shown.show(&mut pass.ops, "norm", &s.normed, (rows * dim) as usize).await?;
+        }
+        pass.record(norm(head.rotate));
+        let params = LinearParams { rows, y_stride: model.config.vocab as u32, y_offset: 0, accumulate: 0 };
+        pass.record(Linear { x: &s.normed, weight: head.weight(), bias: None, y: &s.logits, params });
+        Ok(())
     }
 
     /// The first `rows` rows of logits.
     pub(crate) async fn logits(&self, rows: usize) -> Result<Vec<f32>> {
         let words = rows * self.model.config.vocab;
         Ok(bytemuck::cast_vec(self.model.backend.read(&self.scratch.logits, 0, words).await?))
-    }
-
-    /// Logits of the wanted rows.
-    async fn head(
-        &mut self,
-        mut commands: B::Commands,
-        rows: u32,
-        tap: &mut Option<Tap<'_>>,
-    ) -> Result<B::Commands> {
-        let (model, backend, s) = (self.model, &self.model.backend, &mut self.scratch);
-        let dim = model.config.hidden as u32;
-        let params = GatherRowsParams { rows, dim };
-        let op = ops::GatherRows { x: &s.x, index: &s.wanted, y: &mut s.last, params };
-        backend.gather_rows(&mut commands, op)?;
-        let (eps, weight_offset) = (model.config.norm_eps, model.norm_offset());
-        let norm = |rotate| RmsNormParams { rows, dim, eps, weight_offset, rotate };
-        if tap.is_some() {
-            let op = ops::RmsNorm { x: &s.last, weight: &model.norm, y: &mut s.normed, params: norm(0) };
-            backend.rms_norm(&mut commands, op)?;
-            commands = show(backend, commands, tap, "norm", &s.normed, (rows * dim) as usize).await?;
-        }
-        let head = model.head();
-        let op =
-            ops::RmsNorm { x: &s.last, weight: &model.norm, y: &mut s.normed, params: norm(head.rotate) };
-        backend.rms_norm(&mut commands, op)?;
-        let params = LinearParams { rows, y_stride: model.config.vocab as u32, y_offset: 0, accumulate: 0 };
-        let op = ops::Linear { x: &s.normed, weight: head.weight(), bias: None, y: &mut s.logits, params };
-        backend.linear(&mut commands, op)?;
-        Ok(commands)
     }
 
     /// The batch's segments; an error if a row does not fit the session.
@@ -265,46 +284,56 @@ impl<'m, B: Backend> Session<'m, B> {
         Ok(segments)
     }
 
-    pub(super) fn write_batch(&mut self, batch: &Batch, segments: &[Segment], wanted: &[u32]) -> Result<()> {
-        let (backend, s) = (&self.model.backend, &mut self.scratch);
+    pub(super) fn write_batch(&self, batch: &Batch, segments: &[Segment], wanted: &[u32]) -> Result<()> {
+        let (backend, s) = (&self.model.backend, &self.scratch);
         let tokens: Vec<u32> = batch.rows.iter().map(|row| row.token).collect();
-        let places: Vec<u32> = batch.rows.iter().flat_map(|row| [row.slot, row.position]).collect();
+        let positions: Vec<u32> = batch.rows.iter().flat_map(|row| [row.slot, row.position]).collect();
         let segments: Vec<u32> =
             segments.iter().flat_map(|s| [s.slot, s.start, s.rows, s.position].map(|n| n as u32)).collect();
-        backend.write(&mut s.tokens, &tokens)?;
-        backend.write(&mut s.places, &places)?;
-        backend.write(&mut s.segments, &segments)?;
-        backend.write(&mut s.wanted, wanted)
+        backend.write(&s.tokens, &tokens)?;
+        backend.write(&s.positions, &positions)?;
+        backend.write(&s.segments, &segments)?;
+        backend.write(&s.wanted, wanted)
     }
 
     /// A delta net layer's state of a slot: the convolution's `[channels, kernel - 1]` and the recurrent
     /// `[value_heads, key_dim, value_dim]`; none for an attention layer.
     pub async fn delta_state(&self, layer: usize, slot: usize) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
-        let (Some(LayerState::DeltaNet { conv, recurrent }), Some(net)) =
-            (self.state.get(layer), self.model.config.delta_net)
-        else {
+        let layers = self.state.len();
+        let state = self.state.get(layer);
+        let state = state.ok_or_else(|| Error::mismatch("layer", format!("below {layers}"), layer))?;
+        self.position(slot)?;
+        let (LayerState::DeltaNet(state), Some(net)) = (state, self.model.config.delta_net) else {
             return Ok(None);
         };
         let conv_len = net.channels() * (net.conv_kernel - 1);
         let recurrent_len = net.values() * net.key_dim;
-        let conv = self.model.backend.read(conv, slot * conv_len, conv_len).await?;
-        let recurrent = self.model.backend.read(recurrent, slot * recurrent_len, recurrent_len).await?;
+        let conv = self.model.backend.read(&state.conv, slot * conv_len, conv_len).await?;
+        let recurrent = self.model.backend.read(&state.rule, slot * recurrent_len, recurrent_len).await?;
         Ok(Some((bytemuck::cast_vec(conv), bytemuck::cast_vec(recurrent))))
     }
 }
 
-/// Shows `words` values of a buffer to the tap, if there is one: submits, reads, and begins anew.
-async fn show<B: Backend>(
-    backend: &B,
-    commands: B::Commands,
-    tap: &mut Option<Tap<'_>>,
-    name: &str,
-    buffer: &B::Buffer,
-    words: usize,
-) -> Result<B::Commands> {
-    let Some(tap) = tap else { return Ok(commands) };
-    backend.submit(commands)?;
-    let words = backend.read(buffer, 0, words).await?;
-    tap(name, bytemuck::cast_slice(&words));
-    backend.begin()
+/// Who sees activations, if anybody does.
+struct Shown<'b, 't, B> {
+    backend: &'b B,
+    tap: Option<Tap<'t>>,
+}
+
+impl<B: Backend> Shown<'_, '_, B> {
+    /// Shows `words` values of a buffer to the tap: submits what is recorded, and reads.
+    async fn show(
+        &mut self,
+        ops: &mut Ops<'_, B>,
+        name: &str,
+        buffer: &B::Buffer,
+        words: usize,
+    ) -> Result<()> {
+        let Some(tap) = &mut self.tap else { return Ok(()) };
+        self.backend.submit(ops)?;
+        ops.clear();
+        let words = self.backend.read(buffer, 0, words).await?;
+        tap(name, bytemuck::cast_slice(&words));
+        Ok(())
+    }
 }

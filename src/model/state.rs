@@ -65,18 +65,34 @@ impl Default for SessionOptions {
 
 /// What a layer remembers of each slot.
 pub(super) enum LayerState<B: Backend> {
-    /// `[slots, kv_heads, context, head_dim]` each.
-    Attention { k: B::Buffer, v: B::Buffer },
-    /// `[slots, channels, kernel - 1]` and `[slots, value_heads, key_dim, value_dim]`.
-    DeltaNet { conv: B::Buffer, recurrent: B::Buffer },
+    Attention(Cache<B>),
+    DeltaNet(Recurrence<B>),
+}
+
+/// Keys and values, `[slots, kv_heads, context, head_dim]` each.
+pub(super) struct Cache<B: Backend> {
+    pub k: B::Buffer,
+    pub v: B::Buffer,
+}
+
+/// What a delta net goes on from.
+pub(super) struct Recurrence<B: Backend> {
+    /// `[slots, channels, kernel - 1]`.
+    pub conv: B::Buffer,
+    /// `[slots, value_heads, key_dim, value_dim]`.
+    pub rule: B::Buffer,
 }
 
 impl<B: Backend> LayerState<B> {
     pub fn new(backend: &B, config: &ModelConfig, mixer: Mixer, options: &SessionOptions) -> Result<Self> {
         let [a, b] = Self::sizes(config, mixer, options)?;
         Ok(match mixer {
-            Mixer::DeltaNet => Self::DeltaNet { conv: backend.alloc(a)?, recurrent: backend.alloc(b)? },
-            Mixer::Attention => Self::Attention { k: backend.alloc_cache(a)?, v: backend.alloc_cache(b)? },
+            Mixer::DeltaNet => {
+                Self::DeltaNet(Recurrence { conv: backend.alloc(a)?, rule: backend.alloc(b)? })
+            }
+            Mixer::Attention => {
+                Self::Attention(Cache { k: backend.alloc_cache(a)?, v: backend.alloc_cache(b)? })
+            }
         })
     }
 
@@ -88,7 +104,12 @@ impl<B: Backend> LayerState<B> {
                 size(&[options.slots, net.channels(), net.conv_kernel - 1])?,
                 size(&[options.slots, net.value_heads, net.key_dim, net.value_dim])?,
             ]),
-            _ => Ok([size(&[options.slots, config.kv_heads, options.context, config.head_dim])?; 2]),
+            (Mixer::DeltaNet, None) => {
+                Err(Error::invalid("config.json", "a linear_attention layer without linear_* sizes"))
+            }
+            (Mixer::Attention, _) => {
+                Ok([size(&[options.slots, config.kv_heads, options.context, config.head_dim])?; 2])
+            }
         }
     }
 }
@@ -98,7 +119,7 @@ pub(super) struct Scratch<B: Backend> {
     /// u32 `[max_rows]`.
     pub tokens: B::Buffer,
     /// u32 `[max_rows, 2]`: slot and position.
-    pub places: B::Buffer,
+    pub positions: B::Buffer,
     /// u32 `[slots, 4]`.
     pub segments: B::Buffer,
     /// u32 `[max_rows]`: rows whose logits are wanted.
@@ -126,22 +147,22 @@ pub(super) struct Scratch<B: Backend> {
 
 impl<B: Backend> Scratch<B> {
     pub fn new(backend: &B, config: &ModelConfig, options: &SessionOptions) -> Result<Self> {
-        let mut sizes = Self::sizes(config, options)?.into_iter();
-        let mut next = || backend.alloc(sizes.next().unwrap_or(0));
+        let [tokens, positions, segments, wanted, x, normed, rotated, wide, inner, conv, delta, last, logits] =
+            Self::sizes(config, options)?;
         Ok(Self {
-            tokens: next()?,
-            places: next()?,
-            segments: next()?,
-            wanted: next()?,
-            x: next()?,
-            normed: next()?,
-            rotated: next()?,
-            wide: next()?,
-            inner: next()?,
-            conv: next()?,
-            delta: next()?,
-            last: next()?,
-            logits: next()?,
+            tokens: backend.alloc(tokens)?,
+            positions: backend.alloc(positions)?,
+            segments: backend.alloc(segments)?,
+            wanted: backend.alloc(wanted)?,
+            x: backend.alloc(x)?,
+            normed: backend.alloc(normed)?,
+            rotated: backend.alloc(rotated)?,
+            wide: backend.alloc(wide)?,
+            inner: backend.alloc(inner)?,
+            conv: backend.alloc(conv)?,
+            delta: backend.alloc(delta)?,
+            last: backend.alloc(last)?,
+            logits: backend.alloc(logits)?,
             logit_rows: logit_rows(options),
         })
     }

@@ -187,7 +187,7 @@ fn logits<B: Backend>(model: &Model<B>, text: &[&[u32]]) -> Result<Vec<f32>> {
     let rows = session.options().max_rows;
     let mut all = vec![];
     for tokens in text {
-        session.reset(0);
+        session.reset(0)?;
         for Step { batch, .. } in steps(tokens, 0, rows) {
             all.extend(block_on(session.forward(&batch))?);
         }

@@ -41,21 +41,16 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
             rotate,
         };
         let (q_buffer, k_buffer, v_buffer) = (device.floats(&qkv), device.floats(&k), device.floats(&v));
-        let (r_buffer, s_buffer, mut y) =
+        let (r_buffer, s_buffer, y) =
             (device.words(&words), device.words(&segments), device.poison(rows * heads * head_dim));
-        device.run(|b, c| {
-            b.attention(
-                c,
-                Attention {
-                    qkv: &q_buffer,
-                    k_cache: &k_buffer,
-                    v_cache: &v_buffer,
-                    rows: &r_buffer,
-                    segments: &s_buffer,
-                    y: &mut y,
-                    params,
-                },
-            )
+        device.run(Attention {
+            qkv: &q_buffer,
+            k_cache: &k_buffer,
+            v_cache: &v_buffer,
+            rows: &r_buffer,
+            segments: &s_buffer,
+            y: &y,
+            params,
         });
         let expected = reference(&params, &f64s(&qkv), &f64s(&k), &f64s(&v), &row_places);
         checks.close(

@@ -70,36 +70,28 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
             rotate,
         };
         let count = rows * (heads * head_dim) as usize;
-        let (mut q_buffer, mut y) = (device.floats(&qkv), device.poison(count));
-        let (mut k_cache, mut v_cache) = (device.poison(cache), device.poison(cache));
+        let (q_buffer, y) = (device.floats(&qkv), device.poison(count));
+        let (k_cache, v_cache) = (device.poison(cache), device.poison(cache));
         let (r_buffer, s_buffer) = (device.words(&words), device.words(&segments));
         let still = device.floats(&[0.0]); // by no angle, so that only the cache is written
-        device.run(|b, c| {
-            b.rope_cache(
-                c,
-                RopeCache {
-                    qkv: &mut q_buffer,
-                    q_norm: None,
-                    k_norm: None,
-                    inv_freq: &still,
-                    rows: &r_buffer,
-                    k_cache: &mut k_cache,
-                    v_cache: &mut v_cache,
-                    params: rope,
-                },
-            )?;
-            b.attention(
-                c,
-                Attention {
-                    qkv: &q_buffer,
-                    k_cache: &k_cache,
-                    v_cache: &v_cache,
-                    rows: &r_buffer,
-                    segments: &s_buffer,
-                    y: &mut y,
-                    params,
-                },
-            )
+        device.run(RopeCache {
+            qkv: &q_buffer,
+            q_norm: None,
+            k_norm: None,
+            inv_freq: &still,
+            rows: &r_buffer,
+            k_cache: &k_cache,
+            v_cache: &v_cache,
+            params: rope,
+        });
+        device.run(Attention {
+            qkv: &q_buffer,
+            k_cache: &k_cache,
+            v_cache: &v_cache,
+            rows: &r_buffer,
+            segments: &s_buffer,
+            y: &y,
+            params,
         });
         let expected = reference(&params, &f64s(&qkv), &f64s(&k), &f64s(&v), &places[..rows]);
         let shape = [rows, heads as usize, head_dim as usize];

@@ -13,7 +13,7 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
         let weight = random.values(channels * kernel);
         let w_buffer = device.floats(&weight);
         // Left-overs of an earlier sequence.
-        let mut state = device.floats(&random.values(2 * channels * past));
+        let state = device.floats(&random.values(2 * channels * past));
         let mut history = [Vec::new(), Vec::new()];
         for position in [0, lens[0]] {
             let len = if position == 0 { lens[0] } else { lens[1] };
@@ -27,20 +27,15 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
                 kernel: kernel as u32,
                 stride: stride as u32,
             };
-            let (x_buffer, s_buffer, mut y) =
+            let (x_buffer, s_buffer, y) =
                 (device.floats(&x), device.words(&segments), device.poison(rows * channels));
-            device.run(|b, c| {
-                b.causal_conv(
-                    c,
-                    CausalConv {
-                        x: &x_buffer,
-                        weight: &w_buffer,
-                        segments: &s_buffer,
-                        state: &mut state,
-                        y: &mut y,
-                        params,
-                    },
-                )
+            device.run(CausalConv {
+                x: &x_buffer,
+                weight: &w_buffer,
+                segments: &s_buffer,
+                state: &state,
+                y: &y,
+                params,
             });
             let mut expected = Vec::new();
             for (slot, start) in [(1, 0), (0, len)] {

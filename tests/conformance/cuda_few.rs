@@ -1,7 +1,7 @@
 //! The smallest cases of what the other tests run in many and large ones, for tools that make kernels a hundred times
 //! slower (tests/gpu/run.sh).
 
-use fasq::backend::cuda::{Cuda, Precision, Way};
+use fasq::backend::cuda::{Cuda, MatmulAlgorithm, Precision};
 
 use crate::harness::{Checks, Device, EXACT, HALF, INPUTS_F16, Tolerance};
 use crate::{by, cuda, decode, pq_ways, quantize};
@@ -15,22 +15,22 @@ fn run(device: Option<Cuda>, floor: Tolerance, cases: impl FnOnce(&Device<Cuda>,
 
 #[test]
 fn matvec() {
-    run(by(Way::Matvec, Precision::Single), EXACT, pq_ways::few);
+    run(by(MatmulAlgorithm::Matvec, Precision::Single), EXACT, pq_ways::few);
 }
 
 #[test]
 fn tiles() {
-    run(by(Way::Tiles, Precision::Single), EXACT, pq_ways::few);
+    run(by(MatmulAlgorithm::Tiles, Precision::Single), EXACT, pq_ways::few);
 }
 
 #[test]
 fn tables() {
-    run(by(Way::Tables, Precision::Single), EXACT, pq_ways::few);
+    run(by(MatmulAlgorithm::Tables, Precision::Single), EXACT, pq_ways::few);
 }
 
 #[test]
 fn decoded() {
-    run(by(Way::Decoded, Precision::Half), INPUTS_F16, pq_ways::few);
+    run(by(MatmulAlgorithm::Decoded, Precision::Half), INPUTS_F16, pq_ways::few);
 }
 
 // As users run it: a prompt of f32 goes four rows at a time, which takes minutes.

@@ -141,7 +141,7 @@ fn decode<B: Backend>(model: &Model<B>, slots: usize, steps: usize, prompt: usiz
         let row = |slot: usize| Row {
             token: token(step * slots + slot + 5),
             slot: slot as u32,
-            position: session.position(slot) as u32,
+            position: session.position(slot).expect("a slot") as u32,
             want_logits: true,
         };
         let batch = Batch { rows: (0..slots).map(row).collect() };

@@ -128,7 +128,7 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
     for (sizes, lens) in CASES {
         let inputs = Inputs::new(sizes, &mut random);
         let (a_log, dt_bias) = (device.floats(&inputs.a_log), device.floats(&inputs.dt_bias));
-        let mut state = device.floats(&random.values(2 * inputs.state_len()));
+        let state = device.floats(&random.values(2 * inputs.state_len()));
         let mut oracle = vec![0f64; 2 * inputs.state_len()];
         for (lens, positions) in [(lens[0], [0, 0]), (lens[1], lens[0])] {
             let rows = inputs.rows(lens, positions, &mut random);
@@ -136,19 +136,16 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
             let params = inputs.params(&rows);
             let shape = [params.rows as usize, inputs.value_heads, inputs.value_dim];
             let (qkv, proj) = (device.floats(&rows.qkv), device.floats(&rows.proj));
-            let (segments, mut y) = (device.words(&segments), device.poison(shape.iter().product()));
-            device.run(|b, c| {
-                let op = DeltaRule {
-                    qkv: &qkv,
-                    proj: &proj,
-                    a_log: &a_log,
-                    dt_bias: &dt_bias,
-                    segments: &segments,
-                    state: &mut state,
-                    y: &mut y,
-                    params,
-                };
-                b.delta_rule(c, op)
+            let (segments, y) = (device.words(&segments), device.poison(shape.iter().product()));
+            device.run(DeltaRule {
+                qkv: &qkv,
+                proj: &proj,
+                a_log: &a_log,
+                dt_bias: &dt_bias,
+                segments: &segments,
+                state: &state,
+                y: &y,
+                params,
             });
             let expected = inputs.recurrence(&rows, &mut oracle, usize::MAX);
             let what = format!("{params:?}, {lens:?} rows behind {positions:?}");

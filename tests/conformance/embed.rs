@@ -25,8 +25,8 @@ fn check<B: Backend>(device: &Device<B>, checks: &mut Checks, random: &mut Rando
     let tokens: Vec<u32> =
         [0, vocab - 1, random.below(vocab), random.below(vocab)].map(|t| t as u32).to_vec();
     let params = EmbedParams { rows: 4, dim: dim as u32 };
-    let (t_buffer, mut y) = (device.words(&tokens), device.poison(4 * dim));
-    device.run(|b, c| b.embed(c, Embed { tokens: &t_buffer, table: &table, y: &mut y, params }));
+    let (t_buffer, y) = (device.words(&tokens), device.poison(4 * dim));
+    device.run(Embed { tokens: &t_buffer, table: &table, y: &y, params });
     let expected: Vec<f64> = tokens.iter().flat_map(|t| lookup(case, *t as usize)).collect();
     checks.close(
         &format!("{what} [{vocab}, {dim}]"),

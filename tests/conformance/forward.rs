@@ -88,7 +88,7 @@ fn feed<B: Backend>(session: &mut Session<'_, B>, ids: &[u32], pieces: &[usize])
     let mut pieces = pieces.iter().chain(std::iter::repeat(pieces.last().expect("a length")));
     while !left.is_empty() {
         let (now, rest) = left.split_at(left.len().min(*pieces.next().expect("endless")));
-        let batch = Batch::of_slot(1, session.position(1), now, true);
+        let batch = Batch::of_slot(1, session.position(1).expect("a slot"), now, true);
         logits.extend(block_on(session.forward(&batch)).expect("forward"));
         left = rest;
     }
@@ -117,7 +117,7 @@ fn logits<B: Backend>(
             if pieces == [1] && n > alone {
                 continue;
             }
-            session.reset(1);
+            session.reset(1).expect("a slot");
             let got = feed(&mut session, &ids, pieces);
             checks.close(
                 &format!("{name}: logits of {n} tokens {how}"),

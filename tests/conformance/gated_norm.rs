@@ -21,11 +21,9 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
             eps: 1e-6,
             rotate,
         };
-        let (x_buffer, w_buffer, g_buffer, mut y) =
+        let (x_buffer, w_buffer, g_buffer, y) =
             (device.floats(&x), device.floats(&weight), device.floats(&gate), device.poison(rows * width));
-        device.run(|b, c| {
-            b.gated_norm(c, GatedNorm { x: &x_buffer, gate: &g_buffer, weight: &w_buffer, y: &mut y, params })
-        });
+        device.run(GatedNorm { x: &x_buffer, gate: &g_buffer, weight: &w_buffer, y: &y, params });
         let (x, gate) = (f64s(&x), f64s(&gate));
         let row = |r: usize| {
             let normed =

@@ -9,9 +9,8 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
         let x = random.values(from * dim);
         let rows = index.len();
         let params = GatherRowsParams { rows: rows as u32, dim: dim as u32 };
-        let (x_buffer, i_buffer, mut y) =
-            (device.floats(&x), device.words(&index), device.poison(rows * dim));
-        device.run(|b, c| b.gather_rows(c, GatherRows { x: &x_buffer, index: &i_buffer, y: &mut y, params }));
+        let (x_buffer, i_buffer, y) = (device.floats(&x), device.words(&index), device.poison(rows * dim));
+        device.run(GatherRows { x: &x_buffer, index: &i_buffer, y: &y, params });
         let expected: Vec<f64> = index.iter().flat_map(|i| f64s(&x[*i as usize * dim..][..dim])).collect();
         checks.close(&format!("{params:?}"), &[rows, dim], &expected, &device.read(&y, rows * dim), EXACT);
     }

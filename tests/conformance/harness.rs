@@ -1,6 +1,7 @@
 //! What every case uses: random data, named tolerances, comparison, and the backends to run on.
 
 use fasq::backend::Backend;
+use fasq::ops::Op;
 use pollster::block_on;
 
 /// How far a value may be from its reference: `abs + rel * |expected|`.
@@ -161,11 +162,12 @@ impl<B: Backend> Device<B> {
         bytemuck::cast_vec(block_on(self.0.read(buffer, 0, n)).expect("read"))
     }
 
-    /// Records with `record`, submits.
-    pub fn run(&self, record: impl FnOnce(&B, &mut B::Commands) -> fasq::Result<()>) {
-        let mut commands = self.0.begin().expect("begin");
-        record(&self.0, &mut commands).expect("an operation");
-        self.0.submit(commands).expect("submit");
+    /// Runs one operation.
+    pub fn run<'a>(&self, op: impl Into<Op<'a, B::Buffer, B::Weight>>)
+    where
+        B: 'a,
+    {
+        self.0.submit(&[op.into()]).expect("an operation");
     }
 }
 

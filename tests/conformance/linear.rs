@@ -105,9 +105,9 @@ pub fn check<B: Backend>(
         (0..cols).map(|i| x[r * cols + i] * now.values[n * cols + i]).sum::<f64>()
     };
 
-    let mut y = device.poison(rows * outs);
+    let y = device.poison(rows * outs);
     let params = LinearParams { rows: rows as u32, y_stride: outs as u32, y_offset: 0, accumulate: 0 };
-    device.run(|b, c| b.linear(c, Linear { x: &x_buffer, weight: &weight, bias: None, y: &mut y, params }));
+    device.run(Linear { x: &x_buffer, weight: &weight, bias: None, y: &y, params });
     let expected: Vec<f64> = (0..rows * outs).map(|i| product(i / outs, i % outs)).collect();
     checks.close(
         &format!("{what}, {rows} rows"),
@@ -119,12 +119,10 @@ pub fn check<B: Backend>(
 
     let (stride, offset) = (outs + 5, 3);
     let (before, bias) = (random.values(rows * stride), random.values(outs));
-    let (mut y, bias_buffer) = (device.floats(&before), device.floats(&bias));
+    let (y, bias_buffer) = (device.floats(&before), device.floats(&bias));
     let params =
         LinearParams { rows: rows as u32, y_stride: stride as u32, y_offset: offset as u32, accumulate: 1 };
-    device.run(|b, c| {
-        b.linear(c, Linear { x: &x_buffer, weight: &weight, bias: Some(&bias_buffer), y: &mut y, params })
-    });
+    device.run(Linear { x: &x_buffer, weight: &weight, bias: Some(&bias_buffer), y: &y, params });
     let mut expected = f64s(&before);
     for r in 0..rows {
         for n in 0..outs {

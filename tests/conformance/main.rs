@@ -35,7 +35,7 @@ mod top_k;
 mod wgpu;
 
 #[cfg(feature = "cuda")]
-use fasq::backend::cuda::{Precision, Way};
+use fasq::backend::cuda::{MatmulAlgorithm, Precision};
 
 conformance!(cpu, Some(fasq::backend::cpu::Cpu));
 conformance!(cpu_rows, Some(fasq::backend::cpu::Cpu), [attention_rows], harness::EXACT);
@@ -94,13 +94,13 @@ conformance!(cuda_chunks, cuda(Precision::Half), [delta_rule], harness::EXACT);
 
 // Each way to multiply several rows, in f32 and with inputs rounded to f16.
 #[cfg(feature = "cuda")]
-conformance!(cuda_tiles, by(Way::Tiles, Precision::Single), [pq_ways], harness::EXACT);
+conformance!(cuda_tiles, by(MatmulAlgorithm::Tiles, Precision::Single), [pq_ways], harness::EXACT);
 #[cfg(feature = "cuda")]
-conformance!(cuda_tables, by(Way::Tables, Precision::Single), [pq_ways], harness::EXACT);
+conformance!(cuda_tables, by(MatmulAlgorithm::Tables, Precision::Single), [pq_ways], harness::EXACT);
 #[cfg(feature = "cuda")]
-conformance!(cuda_tiles_half, by(Way::Tiles, Precision::Half), [pq_ways], harness::INPUTS_F16);
+conformance!(cuda_tiles_half, by(MatmulAlgorithm::Tiles, Precision::Half), [pq_ways], harness::INPUTS_F16);
 #[cfg(feature = "cuda")]
-conformance!(cuda_decoded, by(Way::Decoded, Precision::Half), [pq_ways], harness::INPUTS_F16);
+conformance!(cuda_decoded, by(MatmulAlgorithm::Decoded, Precision::Half), [pq_ways], harness::INPUTS_F16);
 
 // Whole decode steps, which are one launch where they can be.
 #[cfg(feature = "cuda")]
@@ -110,8 +110,8 @@ conformance!(cuda_decode_half, cuda(Precision::Half), [decode], harness::HALF);
 
 /// The first CUDA device with one way to multiply several rows.
 #[cfg(feature = "cuda")]
-fn by(way: Way, precision: Precision) -> Option<fasq::backend::cuda::Cuda> {
-    Some(cuda(precision)?.with_way(way))
+fn by(algorithm: MatmulAlgorithm, precision: Precision) -> Option<fasq::backend::cuda::Cuda> {
+    Some(cuda(precision)?.with_algorithm(algorithm))
 }
 
 conformance!(cpu_soak, Some(fasq::backend::cpu::Cpu), [soak], harness::EXACT);
@@ -141,11 +141,11 @@ fn root() -> std::path::PathBuf {
 #[test]
 fn every_kernel_is_everywhere() {
     let root = root();
-    for kernel in fasq::ops::Kernel::ALL {
+    for kernel in fasq::ops::kernels() {
         for place in
             ["src/backend/cpu/NAME.rs", "kernels/NAME.cu", "shaders/NAME.wgsl", "tests/conformance/NAME.rs"]
         {
-            let file = place.replace("NAME", kernel.0);
+            let file = place.replace("NAME", kernel);
             assert!(root.join(&file).exists(), "{file} is missing");
         }
     }

@@ -22,9 +22,8 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
     ] {
         let (x, weight) = (random.values(rows * dim), random.values(dim));
         let params = RmsNormParams { rows: rows as u32, dim: dim as u32, eps: 1e-5, weight_offset, rotate };
-        let (x_buffer, w_buffer, mut y) =
-            (device.floats(&x), device.floats(&weight), device.poison(rows * dim));
-        device.run(|b, c| b.rms_norm(c, RmsNorm { x: &x_buffer, weight: &w_buffer, y: &mut y, params }));
+        let (x_buffer, w_buffer, y) = (device.floats(&x), device.floats(&weight), device.poison(rows * dim));
+        device.run(RmsNorm { x: &x_buffer, weight: &w_buffer, y: &y, params });
         let expected: Vec<f64> = f64s(&x)
             .chunks_exact(dim)
             .flat_map(|x| rotated(rotate, &norm(x, &weight, weight_offset, 1e-5f32)))

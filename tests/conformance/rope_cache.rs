@@ -44,22 +44,19 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
         };
         let cache_len = 2 * kv_heads * context * head_dim;
         let before = random.values(cache_len);
-        let (mut buffer, mut k_cache, mut v_cache) =
+        let (buffer, k_cache, v_cache) =
             (device.floats(&qkv), device.floats(&before), device.floats(&before));
         let (q_buffer, k_buffer) = (device.floats(&q_norm), device.floats(&k_norm));
         let (f_buffer, r_buffer) = (device.floats(&inv_freq), device.words(&words));
-        device.run(|b, c| {
-            let op = RopeCache {
-                qkv: &mut buffer,
-                q_norm: normed.then_some(&q_buffer),
-                k_norm: normed.then_some(&k_buffer),
-                inv_freq: &f_buffer,
-                rows: &r_buffer,
-                k_cache: &mut k_cache,
-                v_cache: &mut v_cache,
-                params,
-            };
-            b.rope_cache(c, op)
+        device.run(RopeCache {
+            qkv: &buffer,
+            q_norm: normed.then_some(&q_buffer),
+            k_norm: normed.then_some(&k_buffer),
+            inv_freq: &f_buffer,
+            rows: &r_buffer,
+            k_cache: &k_cache,
+            v_cache: &v_cache,
+            params,
         });
         let head = |x: &[f64], weight: &[f32], position: u32| {
             let mut x = if normed { norm(x, weight, 1.0, 1e-6) } else { x.to_vec() };

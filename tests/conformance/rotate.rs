@@ -16,8 +16,8 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
     ] {
         let x = random.values(rows * dim);
         let params = RotateParams { rows: rows as u32, dim: dim as u32, rotate };
-        let (x_buffer, mut y) = (device.floats(&x), device.poison(rows * dim));
-        device.run(|b, c| b.rotate(c, Rotate { x: &x_buffer, y: &mut y, params }));
+        let (x_buffer, y) = (device.floats(&x), device.poison(rows * dim));
+        device.run(Rotate { x: &x_buffer, y: &y, params });
         let expected: Vec<f64> = f64s(&x).chunks_exact(dim).flat_map(|x| rotated(rotate, x)).collect();
         checks.close(
             &format!("{params:?}"),

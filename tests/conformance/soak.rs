@@ -64,7 +64,7 @@ fn soak<B: Backend>(what: &str, model: &Model<B>, steps: usize, checks: &mut Che
         if step > steps / 4 {
             assert_eq!(now, free, "{what}: free memory after {step} steps, and a quarter of them before");
         }
-        fresh.reset(0);
+        fresh.reset(0).expect("a slot");
         let scaled = |logits: Vec<f32>| logits.iter().map(|l| l / deviation).collect::<Vec<_>>();
         let expected = scaled(block_on(fresh.prefill(0, &ids)).expect("prefill"));
         let got = scaled(logits.clone());

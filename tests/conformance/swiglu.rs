@@ -10,8 +10,8 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
     {
         let x: Vec<f32> = random.values(rows * 2 * dim).iter().map(|v| v * 8.0).collect();
         let params = SwiGluParams { rows: rows as u32, dim: dim as u32, rotate };
-        let (x_buffer, mut y) = (device.floats(&x), device.poison(rows * dim));
-        device.run(|b, c| b.swiglu(c, SwiGlu { x: &x_buffer, y: &mut y, params }));
+        let (x_buffer, y) = (device.floats(&x), device.poison(rows * dim));
+        device.run(SwiGlu { x: &x_buffer, y: &y, params });
         let gated =
             |x: &[f64]| (0..dim).map(|i| x[i] / (1.0 + (-x[i]).exp()) * x[dim + i]).collect::<Vec<f64>>();
         let expected: Vec<f64> =

@@ -26,6 +26,10 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
         for (what, values) in [("plain", plain), ("few", few), ("same", same), ("odd", odd)] {
             let x = device.floats(&values);
             let all = sorted(&values);
+            let largest = block_on(device.0.argmax(&x, 1, dim)).expect("argmax")[0];
+            let same =
+                largest.0 == all[0].0 && (largest.1 == all[0].1 || largest.1.is_nan() && all[0].1.is_nan());
+            assert!(same, "argmax of {dim}, {what}: expected {:?}, found {largest:?}", all[0]);
             for k in [1, 2, 40, 256, 1000, 1024, 1500] {
                 let found = block_on(device.0.top_k(&x, dim, k)).expect("top_k");
                 let expected = &all[..k.min(dim)];

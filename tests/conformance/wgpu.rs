@@ -145,14 +145,14 @@ fn the_demo_model_has_the_perplexity_of_the_cpu() {
 fn a_model_larger_than_the_memory_is_an_error() {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
     let Some(device) = open(&DEVICE, Limits { memory: Some(100 << 20), ..Limits::default() }) else { return };
-    assert!(device.check_room(30 << 20).is_ok());
-    let error = device.check_room(5 << 30).expect_err("an error").to_string();
+    assert!(device.check_memory(30 << 20).is_ok());
+    let error = device.check_memory(5 << 30).expect_err("an error").to_string();
     assert!(error.contains("has 0.10 GiB of memory, the model takes 5.06 GiB"), "{error}");
     // What the adapter itself has is finite, where it tells.
     let Some(device) = full() else { return };
-    assert!(device.check_room(1 << 20).is_ok());
+    assert!(device.check_memory(1 << 20).is_ok());
     if cfg!(not(target_vendor = "apple")) {
-        assert!(device.check_room(1 << 50).is_err());
+        assert!(device.check_memory(1 << 50).is_err());
     }
 }
 
@@ -195,97 +195,9 @@ fn argmax_orders_as_top_k_does() {
     let values: Vec<f32> = rows.iter().flat_map(|(_, row)| row.iter().copied()).collect();
     let x = device.upload(bytemuck::cast_slice(&values)).expect("rows");
     let found = block_on(device.argmax(&x, rows.len(), dim)).expect("positions");
-    let expected: Vec<u32> = rows.iter().map(|(position, _)| *position).collect();
-    assert_eq!(found, expected);
-    let by_top_k: Vec<u32> = rows.iter().map(|(_, row)| ops::top_k(row, 1)[0].0).collect();
-    assert_eq!(found, by_top_k);
-}
-
-/// An error that names operation, limit and value, where a kernel's arrays would be too short.
-#[test]
-fn sizes_beyond_a_kernels_limits_are_errors() {
-    let Some(device) = full() else { return };
-    let buffer = || device.alloc(4096).expect("a buffer");
-    let (x, w, index) = (buffer(), buffer(), buffer());
-    let (mut a, mut b, mut y) = (buffer(), buffer(), buffer());
-    let mut c = device.begin().expect("commands");
-    let fails = |result: fasq::Result<()>, parts: [&str; 3]| {
-        let error = result.expect_err(parts[0]).to_string();
-        assert!(parts.iter().all(|part| error.contains(part)), "{error}: not {parts:?}");
-    };
-
-    let params = ops::RmsNormParams { rows: 1, dim: 1024, rotate: 1024, ..Default::default() };
-    let op = ops::RmsNorm { x: &x, weight: &w, y: &mut y, params };
-    fails(device.rms_norm(&mut c, op), ["rms_norm", "at most 512", "1024"]);
-    let params = ops::RotateParams { rows: 1, dim: 1024, rotate: 1024 };
-    fails(device.rotate(&mut c, ops::Rotate { x: &x, y: &mut y, params }), ["rotate", "at most 512", "1024"]);
-    let params = ops::SwiGluParams { rows: 1, dim: 1024, rotate: 1024 };
-    fails(device.swiglu(&mut c, ops::SwiGlu { x: &x, y: &mut y, params }), ["swiglu", "at most 512", "1024"]);
-    let params = ops::GatedNormParams { rows: 1, heads: 8, dim: 128, rotate: 1024, ..Default::default() };
-    let op = ops::GatedNorm { x: &x, gate: &x, weight: &w, y: &mut y, params };
-    fails(device.gated_norm(&mut c, op), ["gated_norm", "at most 512", "1024"]);
-
-    let params = ops::RopeCacheParams {
-        rows: 1,
-        heads: 1,
-        kv_heads: 1,
-        head_dim: 320,
-        context: 4,
-        ..Default::default()
-    };
-    let op = ops::RopeCache {
-        qkv: &mut y,
-        q_norm: None,
-        k_norm: None,
-        inv_freq: &w,
-        rows: &index,
-        k_cache: &mut a,
-        v_cache: &mut b,
-        params,
-    };
-    fails(device.rope_cache(&mut c, op), ["head_dim of rope_cache", "at most 256", "320"]);
-    let sizes = ops::AttentionParams { rows: 1, segments: 1, heads: 1, kv_heads: 1, ..Default::default() };
-    for (params, parts) in [
-        (ops::AttentionParams { head_dim: 320, ..sizes }, ["head_dim of attention", "at most 256", "320"]),
-        (ops::AttentionParams { head_dim: 64, rotate: 1024, ..sizes }, ["attention", "at most 512", "1024"]),
-        (
-            ops::AttentionParams { head_dim: 64, kv_heads: 0, ..sizes },
-            ["kv_heads of attention", "at least 1", "0"],
-        ),
-    ] {
-        let op = ops::Attention {
-            qkv: &x,
-            k_cache: &a,
-            v_cache: &b,
-            rows: &index,
-            segments: &index,
-            y: &mut y,
-            params,
-        };
-        fails(device.attention(&mut c, op), parts);
+    for ((position, row), found) in rows.iter().zip(found) {
+        let first = ops::top_k(row, 1)[0];
+        assert_eq!((found.0, first.0), (*position, *position));
+        assert!(found.1 == first.1 || found.1.is_nan() && first.1.is_nan(), "{found:?}, not {first:?}");
     }
-
-    let params = ops::CausalConvParams { rows: 1, segments: 1, channels: 4, kernel: 9, stride: 4 };
-    let op = ops::CausalConv { x: &x, weight: &w, segments: &index, state: &mut a, y: &mut y, params };
-    fails(device.causal_conv(&mut c, op), ["kernel of causal_conv", "at most 8", "9"]);
-    let params = ops::DeltaRuleParams {
-        rows: 1,
-        segments: 1,
-        key_heads: 1,
-        value_heads: 1,
-        key_dim: 257,
-        value_dim: 4,
-        ..Default::default()
-    };
-    let op = ops::DeltaRule {
-        qkv: &x,
-        proj: &x,
-        a_log: &w,
-        dt_bias: &w,
-        segments: &index,
-        state: &mut a,
-        y: &mut y,
-        params,
-    };
-    fails(device.delta_rule(&mut c, op), ["key_dim of delta_rule", "at most 256", "257"]);
 }

@@ -12,6 +12,8 @@ mod fixture;
 mod format;
 mod generate;
 mod memory;
+#[cfg(feature = "test-support")]
+mod plans;
 mod quantize;
 mod quantize_feedback;
 mod sampler;

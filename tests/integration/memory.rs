@@ -6,10 +6,11 @@ use std::path::Path;
 use std::rc::Rc;
 
 use fasq::backend::cpu::{self, Cpu};
-use fasq::backend::{Backend, WeightData};
+use fasq::backend::{Backend, Key, WeightData};
 use fasq::generate::{Generator, Limits, Sampler, Sampling, StopReason, Tokenizer};
-use fasq::model::{Model, Session, SessionOptions, Source, room};
-use fasq::{Error, Result, ops};
+use fasq::model::{Model, Session, SessionOptions, Source, memory};
+use fasq::ops::Op;
+use fasq::{Error, Result};
 use pollster::block_on;
 
 /// The CPU with so much memory and so many submissions left.
@@ -25,29 +26,21 @@ impl Small {
     }
 
     fn take(&self, bytes: u64) -> Result<()> {
-        self.check_room(bytes)?;
+        self.check_memory(bytes)?;
         self.free.set(self.free.get() - bytes);
         Ok(())
     }
 }
 
-/// Operations that are the CPU's.
-macro_rules! the_cpus {
-    ($($op:ident($arg:ty)),* $(,)?) => {
-        $(fn $op(&self, c: &mut (), op: $arg) -> Result<()> { Cpu.$op(c, op) })*
-    };
-}
-
 impl Backend for Small {
     type Buffer = cpu::Buffer;
     type Weight = cpu::Weight;
-    type Commands = ();
 
     fn describe(&self) -> String {
         "a small device".into()
     }
 
-    fn check_room(&self, bytes: u64) -> Result<()> {
+    fn check_memory(&self, bytes: u64) -> Result<()> {
         let free = self.free.get();
         if bytes > free {
             Err(Error::backend("small", format!("no room for {bytes}: {free} are free")))
@@ -61,7 +54,7 @@ impl Backend for Small {
         Cpu.alloc(words)
     }
 
-    fn write(&self, buffer: &mut Self::Buffer, words: &[u32]) -> Result<()> {
+    fn write(&self, buffer: &Self::Buffer, words: &[u32]) -> Result<()> {
         Cpu.write(buffer, words)
     }
 
@@ -74,28 +67,11 @@ impl Backend for Small {
         Cpu.weight(blocks)
     }
 
-    fn begin(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn submit(&self, (): ()) -> Result<()> {
+    fn run(&self, ops: &[Op<'_, cpu::Buffer, cpu::Weight>], key: Option<Key>) -> Result<()> {
+        Cpu.run(ops, key)?;
         let left = self.submissions.get();
         self.submissions.set(left.saturating_sub(1));
         if left == 0 { Err(Error::backend("small", "the device was lost")) } else { Ok(()) }
-    }
-
-    the_cpus! {
-        embed(ops::Embed<'_, cpu::Buffer, cpu::Weight>),
-        gather_rows(ops::GatherRows<'_, cpu::Buffer>),
-        rms_norm(ops::RmsNorm<'_, cpu::Buffer>),
-        rotate(ops::Rotate<'_, cpu::Buffer>),
-        linear(ops::Linear<'_, cpu::Buffer, cpu::Weight>),
-        rope_cache(ops::RopeCache<'_, cpu::Buffer>),
-        attention(ops::Attention<'_, cpu::Buffer>),
-        swiglu(ops::SwiGlu<'_, cpu::Buffer>),
-        causal_conv(ops::CausalConv<'_, cpu::Buffer>),
-        delta_rule(ops::DeltaRule<'_, cpu::Buffer>),
-        gated_norm(ops::GatedNorm<'_, cpu::Buffer>),
     }
 }
 
@@ -112,8 +88,8 @@ fn estimated_memory_is_what_is_taken() {
     for name in FIXTURES {
         let source = source(name);
         let small = Small::new(1 << 40);
-        let weights = room::weights(&small, &source).unwrap();
-        let session = room::session(&small, source.config(), &OPTIONS).unwrap();
+        let weights = memory::weights(&small, &source).unwrap();
+        let session = memory::session(&small, source.config(), &OPTIONS).unwrap();
         let model = Model::load(small.clone(), &source).unwrap();
         assert_eq!((1 << 40) - small.free.get(), weights, "{name}: weights");
         Session::new(&model, OPTIONS).unwrap();
@@ -126,11 +102,11 @@ fn exactly_enough_is_enough() {
     for name in FIXTURES {
         let source = source(name);
         let any = Small::new(0);
-        let needed =
-            room::weights(&any, &source).unwrap() + room::session(&any, source.config(), &OPTIONS).unwrap();
+        let needed = memory::weights(&any, &source).unwrap()
+            + memory::session(&any, source.config(), &OPTIONS).unwrap();
         let runs = |free: u64| -> Result<()> {
             let small = Small::new(free);
-            room::check(&small, &source, &OPTIONS)?;
+            memory::check(&small, &source, &OPTIONS)?;
             let model = Model::load(small, &source)?;
             block_on(Session::new(&model, OPTIONS)?.prefill(0, &[1, 2, 3])).map(drop)
         };
@@ -143,13 +119,13 @@ fn exactly_enough_is_enough() {
 #[test]
 fn a_refusal_takes_nothing() {
     let source = source("qwen3-tiny");
-    let small = Small::new(room::weights(&Small::new(0), &source).unwrap() - 1);
+    let small = Small::new(memory::weights(&Small::new(0), &source).unwrap() - 1);
     let before = small.free.get();
     assert!(Model::load(small.clone(), &source).is_err());
     assert_eq!(small.free.get(), before, "weights were allocated");
     let small = Small::new(1 << 40);
     let model = Model::load(small.clone(), &source).unwrap();
-    small.free.set(room::session(&small, source.config(), &OPTIONS).unwrap() - 1);
+    small.free.set(memory::session(&small, source.config(), &OPTIONS).unwrap() - 1);
     let before = small.free.get();
     assert!(Session::new(&model, OPTIONS).is_err());
     assert_eq!(small.free.get(), before, "a part of the session was allocated");

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::cache::Cache;
 use super::{Buffer, Segment, lanes, rotate, segments};
 use crate::gemm::{Mat, matmul};
 use crate::ops::{Attention, AttentionParams};
@@ -21,11 +22,12 @@ struct Task {
 pub fn run(op: Attention<'_, Buffer>) {
     let p = op.params;
     let [heads, head_dim, stride] = [p.heads, p.head_dim, p.stride].map(|v| v as usize);
-    let tasks: Vec<Task> =
-        segments(op.segments, p.segments).flat_map(|segment| tiles(segment, heads)).collect();
+    let segments = segments(op.segments, p.segments).into_iter();
+    let tasks: Vec<Task> = segments.flat_map(|segment| tiles(segment, heads)).collect();
     let (qkv, k, v) = (op.qkv.f32(), op.k_cache.f32(), op.v_cache.f32());
+    let (qkv, k, v): (&[f32], &[f32], &[f32]) = (&qkv, &k, &v);
     let outputs: Vec<Vec<f32>> = tasks.par_iter().map(|task| attend(task, &p, qkv, k, v)).collect();
-    let y = op.y.f32_mut();
+    let mut y = op.y.f32_mut();
     for (task, output) in tasks.iter().zip(outputs) {
         for (i, o) in output.chunks_exact(head_dim).enumerate() {
             y[((task.start + i) * heads + task.head) * head_dim..][..head_dim].copy_from_slice(o);
@@ -58,10 +60,9 @@ fn tiles(segment: Segment, heads: usize) -> impl Iterator<Item = Task> {
 
 /// The task's output `[rows, head_dim]`.
 fn attend(task: &Task, p: &AttentionParams, qkv: &[f32], k_cache: &[f32], v_cache: &[f32]) -> Vec<f32> {
-    let [kv_heads, head_dim, stride, context] =
-        [p.kv_heads, p.head_dim, p.stride, p.context].map(|v| v as usize);
+    let [kv_heads, head_dim, stride] = [p.kv_heads, p.head_dim, p.stride].map(|v| v as usize);
     let kv_head = task.head / (p.heads as usize / kv_heads);
-    let cache = (task.slot * kv_heads + kv_head) * context * head_dim;
+    let cache = Cache::from(p).row(task.slot, kv_head, 0);
     let len = task.position + task.rows;
     let (k, v) = (&k_cache[cache..][..len * head_dim], &v_cache[cache..][..len * head_dim]);
     let q = &qkv[task.start * stride + task.head * p.q_stride as usize..];

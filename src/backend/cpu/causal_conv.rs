@@ -7,8 +7,7 @@ pub fn run(op: CausalConv<'_, Buffer>) {
     let p = op.params;
     let [channels, kernel, stride] = [p.channels, p.kernel, p.stride].map(|v| v as usize);
     let (x, weight, past) = (op.x.f32(), op.weight.f32(), kernel - 1);
-    let state = op.state.f32_mut();
-    let y = op.y.f32_mut();
+    let (mut state, mut y) = (op.state.f32_mut(), op.y.f32_mut());
     for segment in segments(op.segments, p.segments) {
         let state = &mut state[segment.slot * channels * past..][..channels * past];
         if segment.position == 0 {

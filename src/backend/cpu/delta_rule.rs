@@ -15,15 +15,11 @@ const CHUNK: usize = 64;
 pub fn run(op: DeltaRule<'_, Buffer>) {
     let p = op.params;
     let [value_heads, key_dim, value_dim] = [p.value_heads, p.key_dim, p.value_dim].map(|v| v as usize);
-    let segments: Vec<Segment> = segments(op.segments, p.segments).collect();
-    let inputs = Inputs {
-        p,
-        qkv: op.qkv.f32(),
-        proj: op.proj.f32(),
-        a_log: op.a_log.f32(),
-        dt_bias: op.dt_bias.f32(),
-    };
-    let states = op.state.f32_mut().par_chunks_exact_mut(key_dim * value_dim).enumerate();
+    let segments = segments(op.segments, p.segments);
+    let (qkv, proj, a_log, dt_bias) = (op.qkv.f32(), op.proj.f32(), op.a_log.f32(), op.dt_bias.f32());
+    let inputs = Inputs { p, qkv: &qkv, proj: &proj, a_log: &a_log, dt_bias: &dt_bias };
+    let mut state = op.state.f32_mut();
+    let states = state.par_chunks_exact_mut(key_dim * value_dim).enumerate();
     let outputs: Vec<(Segment, usize, Vec<f32>)> = states
         .filter_map(|(i, state)| {
             let (slot, head) = (i / value_heads, i % value_heads);
@@ -31,7 +27,7 @@ pub fn run(op: DeltaRule<'_, Buffer>) {
             Some((segment, head, inputs.scan(segment, head, state)))
         })
         .collect();
-    let y = op.y.f32_mut();
+    let mut y = op.y.f32_mut();
     for (segment, head, output) in outputs {
         for (i, o) in output.chunks_exact(value_dim).enumerate() {
             y[((segment.start + i) * value_heads + head) * value_dim..][..value_dim].copy_from_slice(o);

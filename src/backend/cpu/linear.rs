@@ -8,13 +8,13 @@ use crate::ops::Linear;
 const MATVEC_ROWS: usize = 4;
 
 /// `y = W x (+ bias) (+ y)`.
-pub(super) fn linear(op: Linear<'_, Buffer, Weight>) {
+pub fn run(op: Linear<'_, Buffer, Weight>) {
     let params = op.params;
     let (rows, stride, cols) = (params.rows as usize, params.y_stride as usize, op.weight.cols);
-    let x = &op.x.f32()[..rows * cols];
-    let y = op.y.f32_mut();
+    let (x, mut y, bias) = (op.x.f32(), op.y.f32_mut(), op.bias.map(Buffer::f32));
+    let (x, y) = (&x[..rows * cols], &mut y[..]);
     let mut offset = params.y_offset as usize;
-    let mut bias = op.bias.map(Buffer::f32);
+    let mut bias = bias.as_deref();
     for block in &op.weight.blocks {
         let out = Output {
             stride,

@@ -1,8 +1,9 @@
 //! The CPU backend: the specification of every operation, in safe slices, and usable on its own.
 //!
-//! Operations run as they are recorded, each spread over the threads of the current rayon pool.
+//! Operations run one after the other, each spread over the threads of the current rayon pool.
 
 mod attention;
+mod cache;
 mod causal_conv;
 mod delta_rule;
 mod dense_matmul;
@@ -22,8 +23,10 @@ mod weight;
 
 pub use weight::Weight;
 
-use super::{Backend, WeightData};
-use crate::ops;
+use std::cell::{Ref, RefCell, RefMut};
+
+use super::{Backend, Key, WeightData, unique};
+use crate::ops::{Op, Operand};
 use crate::{Error, Result};
 
 /// The CPU.
@@ -32,19 +35,34 @@ pub struct Cpu;
 
 /// An array of 4-byte words in memory.
 #[derive(Debug)]
-pub struct Buffer(Vec<u32>);
+pub struct Buffer {
+    id: u64,
+    words: RefCell<Vec<u32>>,
+}
 
 impl Buffer {
-    fn words(&self) -> &[u32] {
-        &self.0
+    fn words(&self) -> Ref<'_, [u32]> {
+        Ref::map(self.words.borrow(), Vec::as_slice)
     }
 
-    fn f32(&self) -> &[f32] {
-        bytemuck::cast_slice(&self.0)
+    fn f32(&self) -> Ref<'_, [f32]> {
+        Ref::map(self.words.borrow(), |words| bytemuck::cast_slice(words))
     }
 
-    fn f32_mut(&mut self) -> &mut [f32] {
-        bytemuck::cast_slice_mut(&mut self.0)
+    /// Nothing else may look at the buffer meanwhile: the arguments of an operation that are written are apart from all
+    /// others ([`crate::plan::check()`]).
+    fn f32_mut(&self) -> RefMut<'_, [f32]> {
+        RefMut::map(self.words.borrow_mut(), |words| bytemuck::cast_slice_mut(words))
+    }
+}
+
+impl Operand for Buffer {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn elements(&self) -> usize {
+        self.words.borrow().len()
     }
 }
 
@@ -58,19 +76,19 @@ struct Segment {
     position: usize,
 }
 
-fn segments(buffer: &Buffer, count: u32) -> impl Iterator<Item = Segment> + '_ {
-    buffer.words().chunks_exact(4).take(count as usize).map(|w| Segment {
+fn segments(buffer: &Buffer, count: u32) -> Vec<Segment> {
+    let segment = |w: &[u32]| Segment {
         slot: w[0] as usize,
         start: w[1] as usize,
         rows: w[2] as usize,
         position: w[3] as usize,
-    })
+    };
+    buffer.words().chunks_exact(4).take(count as usize).map(segment).collect()
 }
 
 impl Backend for Cpu {
     type Buffer = Buffer;
     type Weight = Weight;
-    type Commands = ();
 
     fn describe(&self) -> String {
         let threads = rayon::current_num_threads();
@@ -83,82 +101,47 @@ impl Backend for Cpu {
         data.try_reserve_exact(words)
             .map_err(|e| Error::backend("cpu", format!("{gib:.1} GiB of memory: {e}")))?;
         data.resize(words, 0);
-        Ok(Buffer(data))
+        Ok(Buffer { id: unique(), words: RefCell::new(data) })
     }
 
-    fn write(&self, buffer: &mut Buffer, words: &[u32]) -> Result<()> {
-        buffer.0[..words.len()].copy_from_slice(words);
+    fn write(&self, buffer: &Buffer, words: &[u32]) -> Result<()> {
+        let mut all = buffer.words.borrow_mut();
+        let (count, least) = (all.len(), words.len());
+        let head = all.get_mut(..least);
+        head.ok_or_else(|| outside("writing", 0, least, count))?.copy_from_slice(words);
         Ok(())
     }
 
     async fn read(&self, buffer: &Buffer, start: usize, words: usize) -> Result<Vec<u32>> {
-        Ok(buffer.0[start..start + words].to_vec())
+        let all = buffer.words.borrow();
+        let part = start.checked_add(words).and_then(|end| all.get(start..end));
+        Ok(part.ok_or_else(|| outside("reading", start, words, all.len()))?.to_vec())
     }
 
     fn weight(&self, blocks: &[WeightData<'_>]) -> Result<Weight> {
-        Ok(Weight::new(blocks))
+        Weight::new(blocks)
     }
 
-    fn begin(&self) -> Result<()> {
+    fn run(&self, ops: &[Op<'_, Buffer, Weight>], _: Option<Key>) -> Result<()> {
+        for op in ops {
+            match *op {
+                Op::Embed(op) => embed::run(op),
+                Op::GatherRows(op) => gather_rows::run(op),
+                Op::RmsNorm(op) => rms_norm::run(op),
+                Op::Rotate(op) => rotate::run(op),
+                Op::Linear(op) => linear::run(op),
+                Op::RopeCache(op) => rope_cache::run(op),
+                Op::Attention(op) => attention::run(op),
+                Op::SwiGlu(op) => swiglu::run(op),
+                Op::CausalConv(op) => causal_conv::run(op),
+                Op::DeltaRule(op) => delta_rule::run(op),
+                Op::GatedNorm(op) => gated_norm::run(op),
+            }
+        }
         Ok(())
     }
+}
 
-    fn submit(&self, (): ()) -> Result<()> {
-        Ok(())
-    }
-
-    fn embed(&self, _: &mut (), op: ops::Embed<'_, Buffer, Weight>) -> Result<()> {
-        embed::run(op);
-        Ok(())
-    }
-
-    fn gather_rows(&self, _: &mut (), op: ops::GatherRows<'_, Buffer>) -> Result<()> {
-        gather_rows::run(op);
-        Ok(())
-    }
-
-    fn rms_norm(&self, _: &mut (), op: ops::RmsNorm<'_, Buffer>) -> Result<()> {
-        rms_norm::run(op);
-        Ok(())
-    }
-
-    fn rotate(&self, _: &mut (), op: ops::Rotate<'_, Buffer>) -> Result<()> {
-        rotate::run(op);
-        Ok(())
-    }
-
-    fn linear(&self, _: &mut (), op: ops::Linear<'_, Buffer, Weight>) -> Result<()> {
-        linear::linear(op);
-        Ok(())
-    }
-
-    fn rope_cache(&self, _: &mut (), op: ops::RopeCache<'_, Buffer>) -> Result<()> {
-        rope_cache::run(op);
-        Ok(())
-    }
-
-    fn attention(&self, _: &mut (), op: ops::Attention<'_, Buffer>) -> Result<()> {
-        attention::run(op);
-        Ok(())
-    }
-
-    fn swiglu(&self, _: &mut (), op: ops::SwiGlu<'_, Buffer>) -> Result<()> {
-        swiglu::run(op);
-        Ok(())
-    }
-
-    fn causal_conv(&self, _: &mut (), op: ops::CausalConv<'_, Buffer>) -> Result<()> {
-        causal_conv::run(op);
-        Ok(())
-    }
-
-    fn delta_rule(&self, _: &mut (), op: ops::DeltaRule<'_, Buffer>) -> Result<()> {
-        delta_rule::run(op);
-        Ok(())
-    }
-
-    fn gated_norm(&self, _: &mut (), op: ops::GatedNorm<'_, Buffer>) -> Result<()> {
-        gated_norm::run(op);
-        Ok(())
-    }
+fn outside(doing: &str, start: usize, words: usize, all: usize) -> Error {
+    Error::backend("cpu", format!("{doing} {words} words from word {start} of a buffer of {all}"))
 }

@@ -8,8 +8,9 @@ use crate::ops::RmsNorm;
 pub fn run(op: RmsNorm<'_, Buffer>) {
     let params = op.params;
     let dim = params.dim as usize;
-    let weight = &op.weight.f32()[..dim];
-    let rows = op.x.f32().par_chunks_exact(dim).take(params.rows as usize);
+    let (x, weight) = (op.x.f32(), op.weight.f32());
+    let weight = &weight[..dim];
+    let rows = x.par_chunks_exact(dim).take(params.rows as usize);
     rows.zip(op.y.f32_mut().par_chunks_exact_mut(dim)).for_each(|(x, y)| {
         y.copy_from_slice(x);
         row(y, weight, params.weight_offset, params.eps);

@@ -1,25 +1,27 @@
 //! Query and key norms, rotary position embedding, and the write to the key/value cache.
 
+use super::cache::Cache;
 use super::{Buffer, rms_norm};
 use crate::ops::{RopeCache, RopeCacheParams};
 
 pub fn run(op: RopeCache<'_, Buffer>) {
     let p = op.params;
-    let [head_dim, kv_heads, context] = [p.head_dim, p.kv_heads, p.context].map(|v| v as usize);
-    let inv_freq = &op.inv_freq.f32()[..p.rotary_dim as usize / 2];
+    let [head_dim, kv_heads] = [p.head_dim, p.kv_heads].map(|v| v as usize);
+    let (inv_freq, rows) = (op.inv_freq.f32(), op.rows.words());
+    let inv_freq = &inv_freq[..p.rotary_dim as usize / 2];
     let (q_norm, k_norm) = (op.q_norm.map(Buffer::f32), op.k_norm.map(Buffer::f32));
-    let (k_cache, v_cache) = (op.k_cache.f32_mut(), op.v_cache.f32_mut());
-    let places = op.rows.words().chunks_exact(2).take(p.rows as usize);
-    for (place, row) in places.zip(op.qkv.f32_mut().chunks_mut(p.stride as usize)) {
+    let (mut k_cache, mut v_cache) = (op.k_cache.f32_mut(), op.v_cache.f32_mut());
+    let rows = rows.chunks_exact(2).take(p.rows as usize);
+    for (place, row) in rows.zip(op.qkv.f32_mut().chunks_mut(p.stride as usize)) {
         let (slot, position) = (place[0] as usize, place[1] as usize);
         let turns: Vec<(f32, f32)> = inv_freq.iter().map(|freq| (position as f32 * freq).sin_cos()).collect();
         for h in 0..p.heads as usize {
-            head(&mut row[h * p.q_stride as usize..][..head_dim], q_norm, &turns, &p);
+            head(&mut row[h * p.q_stride as usize..][..head_dim], q_norm.as_deref(), &turns, &p);
         }
         for h in 0..kv_heads {
-            let at = ((slot * kv_heads + h) * context + position) * head_dim;
+            let at = Cache::from(&p).row(slot, h, position);
             let k = &mut row[p.k_offset as usize + h * head_dim..][..head_dim];
-            head(k, k_norm, &turns, &p);
+            head(k, k_norm.as_deref(), &turns, &p);
             k_cache[at..at + head_dim].copy_from_slice(k);
             let v = &row[p.v_offset as usize + h * head_dim..][..head_dim];
             v_cache[at..at + head_dim].copy_from_slice(v);

@@ -8,7 +8,8 @@ use crate::pq::Rotation;
 
 pub fn run(op: Rotate<'_, Buffer>) {
     let dim = op.params.dim as usize;
-    let rows = op.x.f32().par_chunks_exact(dim).take(op.params.rows as usize);
+    let x = op.x.f32();
+    let rows = x.par_chunks_exact(dim).take(op.params.rows as usize);
     rows.zip(op.y.f32_mut().par_chunks_exact_mut(dim)).for_each(|(x, y)| {
         y.copy_from_slice(x);
         row(op.params.rotate, y);

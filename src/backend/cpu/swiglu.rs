@@ -7,7 +7,8 @@ use crate::ops::SwiGlu;
 
 pub fn run(op: SwiGlu<'_, Buffer>) {
     let dim = op.params.dim as usize;
-    let rows = op.x.f32().par_chunks_exact(2 * dim).take(op.params.rows as usize);
+    let x = op.x.f32();
+    let rows = x.par_chunks_exact(2 * dim).take(op.params.rows as usize);
     rows.zip(op.y.f32_mut().par_chunks_exact_mut(dim)).for_each(|(x, y)| {
         let (gate, up) = x.split_at(dim);
         for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {

@@ -5,13 +5,17 @@ use std::sync::Arc;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::backend::{Dtype, WeightData};
+use crate::Result;
+use crate::backend::{Dtype, Form, WeightData, unique};
+use crate::ops::Matrix;
 use crate::pq::{PqMatrix, Rotation, Scope};
-use crate::tensor::TensorView;
+use crate::tensor::{TensorView, shared_cols};
 
 /// Matrices with the same `in`, stacked along `out`.
 #[derive(Debug)]
 pub struct Weight {
+    id: u64,
+    parts: Vec<Form>,
     pub(super) cols: usize,
     pub(super) blocks: Vec<Block>,
 }
@@ -67,8 +71,10 @@ pub(super) enum Codes {
 }
 
 impl Weight {
-    pub(super) fn new(data: &[WeightData<'_>]) -> Self {
-        let cols = data.first().map_or(0, |w| w.shape().1);
+    /// # Errors
+    /// There are no matrices, or their columns differ.
+    pub(super) fn new(data: &[WeightData<'_>]) -> Result<Self> {
+        let cols = shared_cols(data)?;
         let mut blocks: Vec<Block> = Vec::new();
         for weight in data {
             match weight {
@@ -81,7 +87,7 @@ impl Weight {
                 },
             }
         }
-        Self { cols, blocks }
+        Ok(Self { id: unique(), parts: data.iter().map(WeightData::form).collect(), cols, blocks })
     }
 
     /// Row `n` of an embedding table, un-rotated, into `out` `[cols]`.
@@ -96,6 +102,16 @@ impl Weight {
             }
             n -= block.rows();
         }
+    }
+}
+
+impl Matrix for Weight {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn parts(&self) -> &[Form] {
+        &self.parts
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use super::pipelines::{Arg, Constants, Kept, Kernel};
 use super::shader::Shader;
-use super::waiting::Waiting;
 use super::{Buffer, Wgpu};
 use crate::backend::Key;
 use crate::{Error, Result};
@@ -13,19 +12,11 @@ use crate::{Error, Result};
 /// Lists that are kept for their next use. Decoding uses one, a prompt another.
 const MAX_KEPT: usize = 8;
 
-/// Operations recorded and not yet submitted.
-#[derive(Default)]
-pub struct Commands {
-    kernels: Vec<Kernel>,
-    /// An operation that may share a kernel with the next one.
-    pub(super) waiting: Option<Waiting>,
-}
-
 impl Wgpu {
-    /// Records one kernel on a grid of workgroups.
+    /// Appends one kernel on a grid of workgroups.
     pub(super) fn dispatch(
         &self,
-        commands: &mut Commands,
+        kernels: &mut Vec<Kernel>,
         shader: Shader,
         constants: Constants<'_>,
         args: &[Arg<'_>],
@@ -38,7 +29,7 @@ impl Wgpu {
         }
         let pipeline = self.0.cache.pipeline(&self.0.device, shader, constants)?;
         let group = self.0.cache.bind_group(&self.0.device, &pipeline, args);
-        commands.kernels.push(Kernel { pipeline, group, grid: grid.map(|n| n as u32) });
+        kernels.push(Kernel { pipeline, group, grid: grid.map(|n| n as u32) });
         Ok(())
     }
 
@@ -66,12 +57,6 @@ impl Wgpu {
         self.0.device.queue.submit([buffer]);
         self.0.dispatches.fetch_add(kernels as u64, Ordering::Relaxed);
         self.0.device.check()
-    }
-
-    /// Everything that was recorded.
-    pub(super) fn finish(&self, mut commands: Commands) -> Result<Vec<Kernel>> {
-        self.flush(&mut commands)?;
-        Ok(commands.kernels)
     }
 
     pub(super) fn submit_kernels(&self, kernels: &[Kernel]) -> Result<()> {

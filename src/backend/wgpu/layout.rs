@@ -43,14 +43,6 @@ impl Layout {
         }
     }
 
-    /// Block of the rotation that rows are stored with, 0 for none.
-    pub fn rotate(self) -> usize {
-        match self {
-            Self::Dense(_) => 0,
-            Self::Pq { rotate, .. } => rotate,
-        }
-    }
-
     /// Words from one row of `cols` to the next.
     pub fn stride(self, cols: usize) -> usize {
         match self {

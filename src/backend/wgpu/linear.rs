@@ -1,16 +1,16 @@
 //! Linear layers: which kernel a weight is multiplied with, and how it is specialised.
 
-use super::commands::Commands;
 use super::layout::Layout;
 use super::limits::{
     DENSE_LANES, DENSE_W_ROWS, DENSE_X_ROWS, LUT_W_ROWS, LUT_X_ROWS, MATVEC_ROWS, MAX_SPANS,
     TABLE_CENTROID_WORDS, TABLE_CODE_WORDS, TABLE_COLUMNS, TENSOR_COLUMNS, TENSOR_W_ROWS, TENSOR_X_ROWS,
     TILE_COLUMNS, TILE_W_ROWS, TILE_X_ROWS,
 };
-use super::pipelines::Arg;
+use super::pipelines::{Arg, Kernel};
 use super::shader::Shader;
 use super::weight::{ALIGN, Slice, Weight};
 use super::{Buffer, Wgpu};
+use crate::ops::{KernelParams, Operand};
 use crate::{Result, ops};
 
 /// Up to this many rows of x, a product-quantized weight is multiplied row by row, without decoding tiles of it.
@@ -114,21 +114,30 @@ impl Wgpu {
     }
 
     /// `linear` of a whole weight.
-    pub(super) fn linear_slices(&self, c: &mut Commands, op: &ops::Linear<'_, Buffer, Weight>) -> Result<()> {
+    pub(super) fn linear(
+        &self,
+        kernels: &mut Vec<Kernel>,
+        op: &ops::Linear<'_, Buffer, Weight>,
+    ) -> Result<()> {
         for slices in op.weight.slices.chunk_by(|a, b| a.words.id() == b.words.id()) {
             let dense = slices.iter().all(|slice| matches!(slice.layout, Layout::Dense(_)));
             // Dense slices have a kernel of their own.
             if slices.len() > 1 && !dense && op.params.rows as usize <= FEW_ROWS {
-                self.matvec(c, op, slices)?;
+                self.matvec(kernels, op, slices)?;
             } else {
-                slices.iter().try_for_each(|slice| self.linear_slice(c, op, slice))?;
+                slices.iter().try_for_each(|slice| self.linear_slice(kernels, op, slice))?;
             }
         }
         Ok(())
     }
 
     /// Few rows of x times up to [`MAX_SPANS`] slices that lie in the same buffers (spans.wgsl).
-    fn matvec(&self, c: &mut Commands, op: &ops::Linear<'_, Buffer, Weight>, slices: &[Slice]) -> Result<()> {
+    fn matvec(
+        &self,
+        kernels: &mut Vec<Kernel>,
+        op: &ops::Linear<'_, Buffer, Weight>,
+        slices: &[Slice],
+    ) -> Result<()> {
         let (lanes, tiles, rows_per_workgroup) = self.lanes(slices);
         let codes: Vec<Codes> = slices.iter().map(|slice| self.codes(slice)).collect();
         let mut specs: Vec<u32> = codes.iter().zip(slices).map(|(codes, slice)| codes.spec(slice)).collect();
@@ -164,12 +173,12 @@ impl Wgpu {
             Arg::Buffer(op.x),
             Arg::Buffer(&tables),
         ];
-        self.kernel(c, Shader::PqMatvec, &constants, &args, [begin, op.params.rows as usize])
+        self.dispatch(kernels, Shader::PqMatvec, &constants, &args, [begin, op.params.rows as usize])
     }
 
     fn linear_slice(
         &self,
-        c: &mut Commands,
+        kernels: &mut Vec<Kernel>,
         op: &ops::Linear<'_, Buffer, Weight>,
         slice: &Slice,
     ) -> Result<()> {
@@ -185,17 +194,17 @@ impl Wgpu {
             let args = [params, weight, x, words, bias, y];
             let w_rows = DENSE_W_ROWS * self.0.device.workgroup(Shader::DenseMatmul) / DENSE_LANES;
             let grid = [slice.rows.div_ceil(w_rows), rows.div_ceil(DENSE_X_ROWS)];
-            return self.kernel(c, Shader::DenseMatmul, &constants, &args, grid);
+            return self.dispatch(kernels, Shader::DenseMatmul, &constants, &args, grid);
         };
         let (tables, row_info) = (Arg::Buffer(&slice.tables), Arg::Buffer(&slice.row_info));
         let args = [params, weight, x, words, tables, row_info, bias, y];
         if rows <= FEW_ROWS {
             let Some((sizes, rows_per_workgroup)) = self.table(slice) else {
-                return self.matvec(c, op, std::slice::from_ref(slice));
+                return self.matvec(kernels, op, std::slice::from_ref(slice));
             };
             let constants = [&sizes[..], &[("RAGGED", slice.ragged().into()), has_bias]].concat();
             let grid = [slice.rows.div_ceil(rows_per_workgroup), rows];
-            return self.kernel(c, Shader::PqMatvecTable, &constants, &args, grid);
+            return self.dispatch(kernels, Shader::PqMatvecTable, &constants, &args, grid);
         }
         let (shader, constants, tile) = match self.algorithm(slice) {
             Algorithm::Tile => {
@@ -217,7 +226,13 @@ impl Wgpu {
                 (Shader::PqMatmulLut, constants, [w_rows, LUT_X_ROWS])
             }
         };
-        self.kernel(c, shader, &constants, &args, [slice.rows.div_ceil(tile[0]), rows.div_ceil(tile[1])])
+        self.dispatch(
+            kernels,
+            shader,
+            &constants,
+            &args,
+            [slice.rows.div_ceil(tile[0]), rows.div_ceil(tile[1])],
+        )
     }
 
     /// What many rows of x are multiplied by a slice with.

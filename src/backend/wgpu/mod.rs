@@ -11,30 +11,33 @@
 //! | `commands` | lists of kernels: recorded, submitted, submitted again |
 //! | `layout`, `weight` | weights on the device |
 //! | `linear` | which kernel a weight is multiplied with |
-//! | `backend` | the operations of [`crate::backend::Backend`] |
-//! | `waiting`, `joined` | operations that share a kernel with a later one |
+//! | `plan` | what is fused |
+//! | `lower` | the kernels of each step of a plan |
+//! | `backend` | [`crate::backend::Backend`] for [`Wgpu`] |
 
 mod backend;
 mod commands;
 mod device;
-mod joined;
 mod layout;
 mod limits;
 mod linear;
+mod lower;
 mod pipelines;
+mod plan;
 mod shader;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
 mod unroll;
-mod waiting;
 mod weight;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
-pub use commands::Commands;
+pub use plan::Fusions;
 pub use weight::Weight;
 
+use crate::backend::unique;
+use crate::ops::Operand;
 use crate::{Error, Result};
 use device::{Capabilities, Device, adapter};
 use limits::MAX_VALUE_HEADS;
@@ -71,6 +74,18 @@ struct Storage {
     /// Unlike any other storage's.
     id: u64,
     cache: Arc<Cache>,
+    /// Words that were asked for.
+    words: usize,
+}
+
+impl Operand for Buffer {
+    fn id(&self) -> u64 {
+        self.storage.id
+    }
+
+    fn elements(&self) -> usize {
+        self.part.map_or(self.storage.words, |[_, words]| words as usize)
+    }
 }
 
 impl Drop for Storage {
@@ -80,18 +95,12 @@ impl Drop for Storage {
 }
 
 impl Buffer {
-    fn new(raw: wgpu::Buffer, cache: &Arc<Cache>) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { storage: Arc::new(Storage { raw, id, cache: cache.clone() }), part: None }
+    fn new(raw: wgpu::Buffer, cache: &Arc<Cache>, words: usize) -> Self {
+        Self { storage: Arc::new(Storage { raw, id: unique(), cache: cache.clone(), words }), part: None }
     }
 
     fn raw(&self) -> &wgpu::Buffer {
         &self.storage.raw
-    }
-
-    fn id(&self) -> u64 {
-        self.storage.id
     }
 
     /// First word of the part.
@@ -138,7 +147,7 @@ impl Wgpu {
             usage: wgpu::BufferUsages::STORAGE,
             mapped_at_creation: false,
         });
-        let unused = Buffer::new(raw, &cache);
+        let unused = Buffer::new(raw, &cache, 4);
         let (staging, maxima, dispatches) = (Mutex::new(None), Mutex::new(None), AtomicU64::new(0));
         Ok(Self(Arc::new(Inner { device, cache, unused, staging, maxima, dispatches })))
     }
@@ -195,7 +204,7 @@ impl Wgpu {
             mapped_at_creation: false,
         });
         self.0.device.check()?;
-        Ok(Buffer::new(raw, &self.0.cache))
+        Ok(Buffer::new(raw, &self.0.cache, words))
     }
 
     /// Writes words from word `start` on, before anything submitted afterwards.

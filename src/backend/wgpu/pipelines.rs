@@ -10,6 +10,7 @@ use super::Buffer;
 use super::device::Device;
 use super::shader::{Shader, bindings};
 use crate::backend::Key;
+use crate::ops::Operand;
 use crate::{Error, Result};
 
 /// Bind groups that are kept. A decoding session uses some hundreds, the same for every token; a prefill of another

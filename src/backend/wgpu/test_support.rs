@@ -1,7 +1,11 @@
 //! Devices that use less than their adapter offers, so that tests on one adapter cover what others lack.
 
 use super::device::{Capabilities, adapter};
-use super::{Result, Wgpu};
+use super::{Fusions, Result, Wgpu};
+use crate::backend::Form;
+use crate::backend::dry::{self, Dry};
+use crate::ops::Op;
+use crate::plan;
 
 /// What of an adapter is used, at most.
 #[derive(Clone, Copy, Debug)]
@@ -49,4 +53,13 @@ pub async fn open(limits: Limits) -> Result<Wgpu> {
         memory: [all.memory, limits.memory].into_iter().flatten().min(),
     };
     Wgpu::open_as(&adapter, capabilities).await
+}
+
+/// A backend that makes this backend's plans, and runs nothing.
+pub fn dry() -> Dry {
+    let planner = |ops: &[Op<'_, dry::Buffer, dry::Weight>]| {
+        let steps = plan::rewrite(ops, &Fusions)?;
+        Ok(steps.iter().map(|step| format!("{step}\n")).collect())
+    };
+    Dry::new(Box::new(planner), <[Form]>::to_vec)
 }

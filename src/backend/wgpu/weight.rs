@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use super::layout::Layout;
 use super::limits::{MAX_CODE_BITS, MAX_D, MAX_SPANS, STREAM, at_most};
 use super::{Buffer, PART_ALIGN, Wgpu};
-use crate::backend::{Dtype, WeightData};
+use crate::backend::{Dtype, Form, WeightData, unique};
+use crate::ops::Matrix;
 use crate::pq::PqMatrix;
 use crate::{Error, Result};
 
@@ -19,7 +20,20 @@ const STAGED: usize = 32 << 20;
 
 /// Matrices with the same `in`, stacked along `out`.
 pub struct Weight {
+    id: u64,
+    /// The matrices' forms.
+    forms: Vec<Form>,
     pub(super) slices: Vec<Slice>,
+}
+
+impl Matrix for Weight {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn parts(&self) -> &[Form] {
+        &self.forms
+    }
 }
 
 /// Neighbouring rows of a weight, in one layout. Neighbouring slices are parts of the same buffers as long as these fit
@@ -136,7 +150,7 @@ impl Weight {
             rest = later;
         }
         backend.flush_uploads();
-        Ok(Self { slices })
+        Ok(Self { id: unique(), forms: blocks.iter().map(WeightData::form).collect(), slices })
     }
 
     /// Slices of blocks, each of up to `slice_bytes`: neighbours of one layout together.

@@ -1,0 +1,53 @@
+//! What a model and its session take of a device's memory, known before anything is allocated.
+
+use std::collections::BTreeSet;
+
+use super::arch;
+use super::source::Source;
+use super::state::{LayerState, Scratch, SessionOptions};
+use crate::Result;
+use crate::backend::Backend;
+use crate::config::{Mixer, ModelConfig};
+
+/// Bytes of the weights that a model loads of `source`: not of tensors that it leaves, as a vision tower.
+pub fn weights<B: Backend>(backend: &B, source: &Source) -> Result<u64> {
+    let present: BTreeSet<&str> = source.names().collect();
+    let mut bytes = 4 * source.config().rope.inv_freq().len() as u64;
+    for tensor in arch::tensors(source.config(), &|name| present.contains(name)) {
+        bytes += match tensor.shape[..] {
+            [_, _] => backend.weight_bytes(&source.form(&tensor.name)?),
+            // Norms and the like, as f32.
+            _ => 4 * tensor.shape.iter().product::<usize>() as u64,
+        };
+    }
+    Ok(bytes)
+}
+
+/// Bytes of a session's caches, states and activations.
+pub fn session<B: Backend>(backend: &B, config: &ModelConfig, options: &SessionOptions) -> Result<u64> {
+    let mut bytes = 4 * Scratch::<B>::sizes(config, options)?.iter().sum::<usize>() as u64;
+    for mixer in &config.layers {
+        let [a, b] = LayerState::<B>::sizes(config, *mixer, options)?;
+        bytes += match mixer {
+            Mixer::Attention => backend.cache_bytes(a) + backend.cache_bytes(b),
+            Mixer::DeltaNet => 4 * (a + b) as u64,
+        };
+    }
+    Ok(bytes)
+}
+
+/// Bytes of a model of `source`, a session of it, and what the backend takes to run them.
+pub fn total<B: Backend>(backend: &B, source: &Source, options: &SessionOptions) -> Result<u64> {
+    let (rows, config) = (options.max_rows, source.config());
+    let present: BTreeSet<&str> = source.names().collect();
+    let tensors = arch::tensors(config, &|name| present.contains(name));
+    let cols = tensors.iter().filter_map(|tensor| tensor.shape.get(1)).copied();
+    let widest = cols.fold(config.hidden, usize::max);
+    let model = weights(backend, source)? + session(backend, config, options)?;
+    Ok(model + backend.working_bytes(rows, widest))
+}
+
+/// Fails if [`total`] exceeds the device's free memory; the error names both.
+pub fn check<B: Backend>(backend: &B, source: &Source, options: &SessionOptions) -> Result<()> {
+    backend.check_memory(total(backend, source, options)?)
+}

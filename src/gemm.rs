@@ -1,16 +1,21 @@
 //! Matrix products, by the `gemm` crate, behind checked slices.
 
+/// f32 or f64.
+pub trait Element: Copy + From<u8> + Send + Sync + 'static {}
+impl Element for f32 {}
+impl Element for f64 {}
+
 /// A matrix in a slice: element (i, j) is at `i * row + j * col`.
 #[derive(Clone, Copy)]
-pub struct Mat<'a> {
-    pub data: &'a [f32],
+pub struct Mat<'a, T> {
+    pub data: &'a [T],
     pub row: usize,
     pub col: usize,
 }
 
-impl<'a> Mat<'a> {
+impl<'a, T> Mat<'a, T> {
     /// Row-major with `row` elements from row to row.
-    pub fn rows(data: &'a [f32], row: usize) -> Self {
+    pub fn rows(data: &'a [T], row: usize) -> Self {
         Self { data, row, col: 1 }
     }
 
@@ -25,7 +30,7 @@ impl<'a> Mat<'a> {
 }
 
 /// `y = a b` for a `[m, k]`, b `[k, n]` and row-major y `[m, n]`, on the calling thread.
-pub fn matmul((m, k, n): (usize, usize, usize), a: Mat<'_>, b: Mat<'_>, y: &mut [f32]) {
+pub fn matmul<T: Element>((m, k, n): (usize, usize, usize), a: Mat<'_, T>, b: Mat<'_, T>, y: &mut [T]) {
     assert!(a.holds(m, k) && b.holds(k, n) && m * n <= y.len(), "gemm: a matrix exceeds its slice");
     // SAFETY: the assertion above keeps every element (i, j) of the three matrices inside its slice, y is borrowed
     // exclusively, and all strides are far below isize::MAX because they index existing slices.
@@ -44,8 +49,8 @@ pub fn matmul((m, k, n): (usize, usize, usize), a: Mat<'_>, b: Mat<'_>, y: &mut 
             b.data.as_ptr(),
             b.col as isize,
             b.row as isize,
-            0.0,
-            1.0,
+            T::from(0),
+            T::from(1),
             false,
             false,
             false,

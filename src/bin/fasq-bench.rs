@@ -2,10 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use fasq::cli::{self, bench};
 
 fn main() -> ExitCode {
-    let args = bench::BenchArgs::parse();
-    cli::main(|| bench::run(&args))
+    cli::main(|| cli::with_args(|args: bench::BenchArgs| bench::run(&args)))
 }

@@ -2,10 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use fasq::cli::{self, eval};
 
 fn main() -> ExitCode {
-    let args = eval::EvalArgs::parse();
-    cli::main(|| eval::run(&args))
+    cli::main(|| cli::with_args(|args: eval::EvalArgs| eval::run(&args)))
 }

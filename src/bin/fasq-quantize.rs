@@ -2,10 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use fasq::cli::quantize::{QuantizeArgs, run};
+use fasq::cli::{self, quantize};
 
 fn main() -> ExitCode {
-    let args = QuantizeArgs::parse();
-    fasq::cli::main(|| run(args))
+    cli::main(|| cli::with_args(|args: quantize::QuantizeArgs| quantize::run(args)))
 }

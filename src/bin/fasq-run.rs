@@ -2,10 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use fasq::cli::{self, run};
 
 fn main() -> ExitCode {
-    let args = run::RunArgs::parse();
-    cli::main(|| run::run(&args))
+    cli::main(|| cli::with_args(|args: run::RunArgs| run::run(&args)))
 }

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod chat;
 pub mod eval;
+mod manual;
 pub mod output;
 pub mod quantize;
 pub mod run;
@@ -15,6 +16,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
+
+pub use self::manual::with_args;
 
 use crate::backend::{self, Choice};
 use crate::{Error, Result};

@@ -1,9 +1,8 @@
 //! [`Hessian`] of a linear layer's squared output error: sums of x x^T over the layer's inputs x (second moments).
 
-use faer::linalg::solvers::Llt;
-use faer::{MatRef, Side};
 use rayon::prelude::*;
 
+use super::cholesky::cholesky;
 use crate::gemm::{self, matmul};
 use crate::pq::{Feedback, Rotation};
 use crate::{Error, Result};
@@ -62,8 +61,8 @@ impl Hessian {
 
     /// Bytes that the Hessian of `dim` elements and its factorization take at most.
     pub fn bytes(dim: usize) -> usize {
-        // Half a matrix of sums, the matrix to factorize and its factor in f64; the matrix and the shares in f32.
-        (4 + 8 + 8 + 4 + 4) * dim * dim
+        // Half a matrix of sums and the factor in f64; the matrix and the shares in f32.
+        (4 + 8 + 4 + 4) * dim * dim
     }
 
     /// Adds the vectors `x` `[rows, dim]`. The sums are the same for any number of threads.
@@ -127,13 +126,10 @@ impl Hessian {
         let back = |i: usize| dim - 1 - i;
         for damping in DAMPING {
             let add = if mean > 0.0 { damping * mean } else { 1.0 };
-            // Symmetric: whether this is by rows or by columns is all the same.
-            let mut damped: Vec<f64> = matrix.par_iter().rev().map(|&v| f64::from(v)).collect();
-            damped.iter_mut().step_by(dim + 1).for_each(|v| *v += add);
-            let damped = MatRef::from_column_major_slice(&damped, dim, dim);
-            if let Ok(factor) = Llt::new(damped, Side::Lower) {
-                let lower = factor.L();
-                return Ok((Feedback::new(dim, d, |i, j| lower[(back(i), back(j))]), damping));
+            let mut factor: Vec<f64> = matrix.par_iter().rev().map(|&v| f64::from(v)).collect();
+            factor.iter_mut().step_by(dim + 1).for_each(|v| *v += add);
+            if cholesky(&mut factor, dim) {
+                return Ok((Feedback::new(dim, d, |i, j| factor[back(i) * dim + back(j)]), damping));
             }
         }
         Err(Error::invalid(format!("{name}: Hessian of its inputs"), "not positive definite"))

@@ -17,6 +17,7 @@
 
 mod activations;
 mod budget;
+mod cholesky;
 mod hessian;
 mod plan;
 mod report;

@@ -96,6 +96,35 @@ fn help_and_version() {
 }
 
 #[test]
+fn completions_and_man_pages() {
+    let folder = TempDir::new().unwrap();
+    for (program, option) in [
+        (env!("CARGO_BIN_EXE_fasq-run"), "--chat"),
+        (env!("CARGO_BIN_EXE_fasq-quantize"), "--size"),
+        (env!("CARGO_BIN_EXE_fasq-eval"), "--ctx"),
+        (env!("CARGO_BIN_EXE_fasq-bench"), "--compare"),
+    ] {
+        for shell in ["bash", "zsh", "fish"] {
+            let script = Command::new(program).args(["--completions", shell]).output().unwrap();
+            assert!(
+                succeeded(script).contains(option.trim_start_matches('-')),
+                "{program}, {shell}: {option}"
+            );
+        }
+        let pages =
+            Command::new(program).arg("--man-pages").arg(folder.path().join("man1")).output().unwrap();
+        assert_eq!(succeeded(pages), "");
+    }
+    let page = |name: &str| std::fs::read_to_string(folder.path().join("man1").join(name)).unwrap();
+    assert!(
+        page("fasq-run.1").contains("\\-\\-chat") && page("fasq-eval-perplexity.1").contains("\\-\\-ctx")
+    );
+    for args in [&["--completions", "cmd.com"][..], &["--completions", "bash", "--chat"]] {
+        assert_eq!(fasq_run(args).output().unwrap().status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
 fn usage_errors() {
     for args in [
         &["--tempreature", "1"][..],

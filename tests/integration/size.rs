@@ -309,8 +309,6 @@ fn a_frontier_is_measured_once_and_drawn() {
         for word in ["FASQ", "others", "Q4", "perplexity", NAME] {
             assert!(svg.contains(word), "{theme}: no {word}");
         }
-        let png = std::fs::read(path(&format!("dir/frontier-{theme}.png"))).unwrap();
-        assert!(png.starts_with(b"\x89PNG") && png.len() > 5000);
     }
 
     std::fs::write(&peers, "series,name,bytes,kl,perplexity\nothers,Q4,many,0.02,500\n").unwrap();

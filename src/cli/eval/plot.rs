@@ -1,10 +1,9 @@
-//! The frontier's plot: divergence and perplexity against file size, SVG and PNG, for light and dark pages.
+//! The frontier's plot: divergence and perplexity against file size, as SVG for light and dark pages.
 
 use std::path::{Path, PathBuf};
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
-use plotters::style::{FontStyle, register_font};
 
 use crate::{Error, Result};
 
@@ -57,22 +56,18 @@ const THEMES: [Theme; 2] = [
     },
 ];
 
-/// Draws `frontier-light` and `frontier-dark`, `.svg` and `.png`, of the model `name`, which has `bytes` unquantized.
+/// Draws `frontier-light.svg` and `frontier-dark.svg` of the model `name`, which has `bytes` unquantized.
 pub fn draw(dir: &Path, series: &[Series], (bytes, name): (u64, &str)) -> Result<Vec<PathBuf>> {
     if series.is_empty() {
         return Err(Error::invalid("the frontier", "there is no point to draw"));
     }
-    register_font(FONT, FontStyle::Normal, dejavu::sans::regular())
-        .map_err(|_| Error::invalid("the plot's font", "not readable"))?;
+    let title = format!("{name}, {:.1} MB unquantized", bytes as f64 / 1e6);
     let mut paths = vec![];
     for theme in &THEMES {
-        let path = |ending: &str| dir.join(format!("frontier-{}.{ending}", theme.name));
-        let title = format!("{name}, {:.1} MB unquantized", bytes as f64 / 1e6);
-        let failed = |path: &Path, e: String| Error::invalid(path.display().to_string(), e);
-        let (svg, png) = (path("svg"), path("png"));
-        panels(SVGBackend::new(&svg, SIZE), theme, &title, series).map_err(|e| failed(&svg, e))?;
-        panels(BitMapBackend::new(&png, SIZE), theme, &title, series).map_err(|e| failed(&png, e))?;
-        paths.extend([svg, png]);
+        let path = dir.join(format!("frontier-{}.svg", theme.name));
+        panels(SVGBackend::new(&path, SIZE), theme, &title, series)
+            .map_err(|e| Error::invalid(path.display().to_string(), e))?;
+        paths.push(path);
     }
     Ok(paths)
 }

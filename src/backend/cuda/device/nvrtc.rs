@@ -64,7 +64,7 @@ fn target(arch: u32) -> Result<String> {
     }
 }
 
-fn options(target: &str) -> Vec<String> {
+pub fn options(target: &str) -> Vec<String> {
     let fixed = [
         "--std=c++17",
         "--device-as-default-execution-space", // lambdas in kernels

@@ -227,7 +227,7 @@ impl MatvecSubspace {
     /// For up to `rows` rows.
     pub fn new(spec: &PqSpec, rows: u32) -> Self {
         let tokens = tokens(rows);
-        // The most warps whose x, codes and addresses fit the registers (tests/cuda_compile.rs).
+        // The most warps whose x, codes and addresses fit the registers (tests/integration/cuda_compile.rs).
         let warps = if tokens == 1 || spec.d <= 4 && tokens <= 8 { 16 } else { 8 };
         let unit = pq(Source::PqMatvecSubspace, spec)
             .with("PQ_TOKENS", tokens)

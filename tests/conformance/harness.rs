@@ -55,18 +55,50 @@ pub fn compare(
     }
     let (worst, _) =
         excesses.iter().enumerate().fold((0, f64::MIN), |max, (i, e)| if *e > max.1 { (i, *e) } else { max });
-    let mut index = Vec::new();
-    let mut left = worst;
-    for size in shape.iter().rev() {
-        index.insert(0, left % size);
-        left /= size;
-    }
+    let index = multi_index(worst, shape);
     Err(format!(
         "{what}: {bad} of {} values differ, worst at {index:?}: expected {}, found {}",
         got.len(),
         expected[worst],
         got[worst]
     ))
+}
+
+/// The multi-index of a flat one.
+fn multi_index(flat: usize, shape: &[usize]) -> Vec<usize> {
+    let mut index = vec![0; shape.len()];
+    let mut left = flat;
+    for (at, size) in index.iter_mut().zip(shape).rev() {
+        *at = left % size;
+        left /= size;
+    }
+    index
+}
+
+/// Values just above and just below what `tolerance` allows of `expected`.
+fn beyond(expected: f64, tolerance: Tolerance) -> [f32; 2] {
+    let allowed = tolerance.abs + tolerance.rel * expected.abs();
+    // The next f32 might be off by less than f64 can tell.
+    let above = ((expected + allowed) as f32).next_up().next_up();
+    let below = ((expected - allowed) as f32).next_down().next_down();
+    [above, below]
+}
+
+/// Negative controls: that [`compare`] refuses `got`, which passes, with one value just beyond the tolerance, and names
+/// its place: the first, the last, the middle one and two that depend on the case.
+fn control(what: &str, shape: &[usize], expected: &[f64], got: &[f32], tolerance: Tolerance) {
+    let n = got.len();
+    let mut random = Random::new(n as u64);
+    let mut changed = got.to_vec();
+    for place in [0, n - 1, n / 2, random.below(n), random.below(n)] {
+        for wrong in beyond(expected[place], tolerance).into_iter().chain([f32::NAN]) {
+            changed[place] = wrong;
+            let refusal = compare(what, shape, expected, &changed, tolerance).err().unwrap_or_default();
+            let names = format!("1 of {n} values differ, worst at {:?}:", multi_index(place, shape));
+            assert!(refusal.contains(&names), "{what}: {wrong} passed at {place}, {refusal:?}");
+        }
+        changed[place] = got[place];
+    }
 }
 
 /// Collects what failed, so that one run names every failing case.
@@ -82,7 +114,7 @@ impl Checks {
         Self { failed: Vec::new(), floor }
     }
 
-    /// Compares, and makes sure that the comparison would notice one wrong value.
+    /// Compares, and makes sure that the comparison would notice one value just beyond the tolerance.
     pub fn close(
         &mut self,
         what: &str,
@@ -93,14 +125,10 @@ impl Checks {
     ) {
         let tolerance =
             Tolerance { abs: tolerance.abs.max(self.floor.abs), rel: tolerance.rel.max(self.floor.rel) };
-        self.failed.extend(compare(what, shape, expected, got, tolerance).err());
-        let mut wrong = got.to_vec();
-        if let Some(value) = wrong.last_mut() {
-            *value += 1.0 + value.abs();
-            assert!(
-                compare(what, shape, expected, &wrong, tolerance).is_err(),
-                "{what}: a wrong value passed"
-            );
+        match compare(what, shape, expected, got, tolerance) {
+            Err(difference) => self.failed.push(difference),
+            Ok(()) if got.is_empty() => {}
+            Ok(()) => control(what, shape, expected, got, tolerance),
         }
     }
 
@@ -231,4 +259,11 @@ fn comparison_notices_wrong_values() {
     assert!(fails(&[1.0, f32::NAN, 3.0, 4.0]).is_some_and(|text| text.contains("[0, 1]")));
     assert!(fails(&[1.0, 2.0, 3.0]).is_some());
     assert!(fails(&[1.0, 2.0, 3.0, f32::INFINITY]).is_some());
+    // What is just within the tolerance passes, what is just beyond it does not.
+    let [above, below] = beyond(4.0, ELEMENTWISE);
+    let within = [above.next_down().next_down().next_down(), below.next_up().next_up().next_up()];
+    for (beyond, within) in [above, below].into_iter().zip(within) {
+        assert_eq!(fails(&[1.0, 2.0, 3.0, within]), None);
+        assert!(fails(&[1.0, 2.0, 3.0, beyond]).is_some_and(|text| text.contains("1 of 4")));
+    }
 }

@@ -28,6 +28,8 @@ mod quantize;
 mod rms_norm;
 mod rope_cache;
 mod rotate;
+#[path = "../support/skip.rs"]
+mod skip;
 mod soak;
 mod swiglu;
 mod top_k;
@@ -126,7 +128,7 @@ conformance!(cuda_quantize, cuda(Precision::Half), [quantize], harness::EXACT);
 fn cuda(precision: Precision) -> Option<fasq::backend::cuda::Cuda> {
     use fasq::backend::cuda::{Cuda, available};
     if !available() {
-        eprintln!("NOT TESTED: no CUDA device");
+        skip::not_tested("CUDA", "no device");
         return None;
     }
     Some(Cuda::open(0).expect("a CUDA device").with_precision(precision))

@@ -16,11 +16,14 @@ use fasq::ops;
 use pollster::block_on;
 
 use crate::harness::{Checks, Device, EXACT};
+use crate::skip;
 
-/// The device opened within `limits`, one for all tests; None, and a line that says so, where there is no adapter.
+/// The device opened within `limits`, one for all tests; None where there is no adapter, which is a failure unless it
+/// would have to be a GPU.
 fn open(device: &'static OnceLock<Option<Wgpu>>, limits: Limits) -> Option<Wgpu> {
+    let tell = if limits.software { skip::cannot_run } else { skip::not_tested };
     let opened = device.get_or_init(|| {
-        block_on(test_support::open(limits)).inspect_err(|e| eprintln!("NOT TESTED: {e}")).ok()
+        block_on(test_support::open(limits)).inspect_err(|e| tell("wgpu", e.to_string())).ok()
     });
     opened.clone()
 }
@@ -48,7 +51,7 @@ pub fn half() -> Option<Wgpu> {
     static DEVICE: OnceLock<Option<Wgpu>> = OnceLock::new();
     let device = open(&DEVICE, Limits::default())?;
     if !device.has_tensor() {
-        eprintln!("NOT TESTED: no matrix units");
+        skip::not_tested("wgpu's matrix units", "the adapter has none");
         return None;
     }
     Some(device)

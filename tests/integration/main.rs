@@ -1,11 +1,13 @@
-//! The library and its programs from outside, in one binary: linking is most of what a small one costs. Beside it stand
-//! `conformance`, which travels to machines with GPUs alone, and `cuda_compile`, which sets the process's environment.
+//! The library and its programs from outside, in one binary, because most of a small one is what it links.
+//! `conformance` has its own: it runs alone on machines with GPUs.
 
 mod baseline;
 mod bench;
 mod chat_template;
 mod checkpoint;
 mod cli;
+#[cfg(feature = "cuda")]
+mod cuda_compile;
 mod eval;
 mod examples;
 mod fixture;
@@ -18,3 +20,6 @@ mod quantize;
 mod quantize_feedback;
 mod sampler;
 mod size;
+#[cfg(feature = "cuda")]
+#[path = "../support/skip.rs"]
+mod skip;

@@ -1,8 +1,9 @@
 //! Compiles every CUDA kernel in every specialisation for the RTX 3090 (sm_86) and the H200 (sm_90). Needs no GPU, only
-//! libnvrtc: named by `FASQ_NVRTC`, installed, or from `pip install nvidia-cuda-nvrtc-cu12`.
-#![cfg(all(feature = "cuda", feature = "test-support"))]
+//! libnvrtc: installed, or named by `FASQ_NVRTC`, as scripts/test.sh does.
 
-use std::path::PathBuf;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
 
 use fasq::backend::cuda::device::unit::Source;
 use fasq::backend::cuda::{nvrtc, support};
@@ -11,12 +12,47 @@ use rayon::prelude::*;
 /// Architectures, and the shared memory that a block may have on each.
 const ARCHS: [(u32, u32); 2] = [(86, 99 << 10), (90, 227 << 10)];
 
-/// libnvrtc of the Python package, if Python has it.
-fn from_python() -> Option<PathBuf> {
-    let find = "import nvidia.cuda_nvrtc as m; print(list(m.__path__)[0])";
-    let output = std::process::Command::new("python3").args(["-c", find]).output().ok()?;
-    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()).join("lib/libnvrtc.so.12");
-    path.exists().then_some(path)
+/// A compiler's log of one image, kept in the target folder by all that it depends on: whoever changes one kernel does not
+/// wait for the others.
+struct Kept {
+    path: PathBuf,
+    /// All that the log depends on; the hash in the file's name need not tell sources apart.
+    key: String,
+}
+
+impl Kept {
+    fn new(name: &str, source: &str, arch: u32) -> Self {
+        let (major, minor) = nvrtc::version().unwrap();
+        let options = nvrtc::options(&format!("sm_{arch}")).join(" ");
+        let key = format!("NVRTC {major}.{minor} {options}\n{source}\0");
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nvrtc");
+        Self { path: path.join(format!("{name}-{arch}-{:016x}.log", hasher.finish())), key }
+    }
+
+    fn log(&self) -> Option<String> {
+        Some(fs::read_to_string(&self.path).ok()?.strip_prefix(&self.key)?.to_owned())
+    }
+
+    fn store(&self, log: &str) {
+        let beside = self.path.with_extension("part");
+        fs::create_dir_all(self.path.parent().unwrap()).unwrap();
+        fs::write(&beside, format!("{}{log}", self.key)).unwrap();
+        fs::rename(beside, &self.path).unwrap();
+    }
+}
+
+/// The compiler's log of a kernel, or its error.
+fn log(name: &str, source: &str, arch: u32) -> Result<String, String> {
+    let kept = Kept::new(name, source, arch);
+    if let Some(log) = kept.log() {
+        return Ok(log);
+    }
+    let image = nvrtc::compile(name, source, arch, true).map_err(|e| e.to_string())?;
+    assert!(!image.bytes.is_empty());
+    kept.store(&image.log);
+    Ok(image.log)
 }
 
 /// What a kernel takes of a multiprocessor.
@@ -66,14 +102,8 @@ fn every_kernel_has_a_source() {
 
 #[test]
 fn every_specialisation_compiles() {
-    if std::env::var_os("FASQ_NVRTC").is_none()
-        && let Some(path) = from_python()
-    {
-        // SAFETY: no other thread of this process reads the environment yet.
-        unsafe { std::env::set_var("FASQ_NVRTC", path) };
-    }
     if let Err(e) = nvrtc::version() {
-        eprintln!("SKIPPED: {e}; pip install nvidia-cuda-nvrtc-cu12 lets this test run");
+        crate::skip::cannot_run("CUDA kernels", format!("{e}, as of `pip install nvidia-cuda-nvrtc-cu12`"));
         return;
     }
     let units = |(arch, limit)| {
@@ -84,13 +114,12 @@ fn every_specialisation_compiles() {
         .par_iter()
         .map(|(unit, shared, arch, limit)| {
             let name = format!("{} sm_{arch}", unit.name());
-            let image = match nvrtc::compile(&unit.name(), &unit.text(), *arch, true) {
-                Ok(image) => image,
-                Err(e) => return ((name, vec![format!("{e}")]), Vec::new()),
+            let log = match log(&unit.name(), &unit.text(), *arch) {
+                Ok(log) => log,
+                Err(e) => return ((name, vec![e]), Vec::new()),
             };
-            assert!(!image.bytes.is_empty());
             let (mut lines, mut taken, mut entry) = (Vec::new(), Vec::new(), "");
-            for line in image.log.lines() {
+            for line in log.lines() {
                 let spills = number_before(line, " bytes spill stores").is_some_and(|bytes| bytes > 0);
                 let fixed = number_before(line, " bytes smem").unwrap_or(0);
                 if spills {

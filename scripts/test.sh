@@ -1,8 +1,9 @@
 #!/bin/sh
-# Everything that is tested, on a bare Debian with Rust and no GPU: installs what it needs, if it may, then checks
-# format, lints, documentation and tests.
+# Every test, on a bare Debian with Rust and no GPU: installs what they need, if it may. A stage that cannot run fails; with
+# FASQ_ALLOW_SKIP=1 it is told as NOT TESTED. Lints are in scripts/lint.sh.
 set -eu
 cd "$(dirname "$0")/.."
+. scripts/stages.sh
 
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
 
@@ -10,7 +11,8 @@ lavapipe=/usr/share/vulkan/icd.d/lvp_icd.x86_64.json
 swiftshader=/usr/lib/chromium/vk_swiftshader_icd.json
 
 # System packages, where this is Debian and we are root: a software Vulkan driver for the wgpu tests, and Chromium for
-# the page's, which brings another. From PyPI NVRTC, by which the CUDA kernels are compiled, not run.
+# the page's, which brings another. From PyPI NVRTC, by which the CUDA kernels are compiled, not run. Debian's compiler for
+# the page, where rustup's is not there.
 install() {
     need=""
     [ -e "$lavapipe" ] || need="$need mesa-vulkan-drivers libvulkan1"
@@ -20,34 +22,58 @@ install() {
         # shellcheck disable=SC2086
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $need >/dev/null
     fi
-    python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore nvidia-cuda-nvrtc-cu12 ||
-        echo "NVRTC cannot be installed: the CUDA kernels will not be compiled" >&2
+    nvrtc >/dev/null ||
+        python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore nvidia-cuda-nvrtc-cu12
+    [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-unknown-unknown" ] ||
+        sh web-demo/rustc-web.sh web-demo/target/rustc-web
 }
 
-# What follows needs none of it. No failure leaves it behind.
+# The libnvrtc of the Python package, if it is there.
+nvrtc() {
+    python3 -c 'import nvidia.cuda_nvrtc as m; print(list(m.__path__)[0] + "/lib/libnvrtc.so.12")' 2>/dev/null
+}
+
+# Downloads while the compiler runs.
 install &
 installing=$!
-trap wait EXIT
+trap 'wait; report' EXIT
 
-cargo fmt --check
-cargo clippy --release --all-targets -- -D warnings
-RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --lib
-wait "$installing"
-cargo test --release
+# What cannot be installed may be there, or is missed by the stage that needs it.
+installed() {
+    wait "$installing" || echo "not everything could be installed" >&2
+}
 
-# The kernels again, on the other driver, which is slow: whole models and many rows not by the kernels that GPUs run.
-if [ -e "$swiftshader" ]; then
-    VK_DRIVER_FILES="$swiftshader" cargo test --release --test conformance wgpu -- \
-        --skip wgpu_full::forward --skip wgpu_full::pq_matmul --skip wgpu_rows --skip wgpu::steps_near
-else
-    echo "NOT TESTED: kernels on SwiftShader; there is no Chromium" >&2
-fi
+build() {
+    cargo test --no-run
+}
 
-# The page, in a browser. 75: something that it takes cannot be had here.
-status=0
-{ sh web-demo/build.sh && sh web-demo/test.sh; } || status=$?
-if [ "$status" = 75 ]; then
-    echo "NOT TESTED: the page in a browser" >&2
-elif [ "$status" != 0 ]; then
-    exit "$status"
-fi
+# The library, the programs, examples and documentation; not what the next stages run.
+library() {
+    cargo test --lib --bins --examples --test integration -- --skip cuda_compile && cargo test --doc
+}
+
+cuda() {
+    found=${FASQ_NVRTC:-$(nvrtc)} || true
+    [ -z "$found" ] || export FASQ_NVRTC="$found"
+    cargo test --test integration cuda_compile
+}
+
+kernels() {
+    cargo test --test conformance
+}
+
+# What differs there: subgroups of 4, workgroups of up to 256 and 10 bindings. It takes minutes for whole models and for
+# kernels of many specs.
+swiftshader() {
+    [ -e "$swiftshader" ] || missing "no $swiftshader: install chromium" || return
+    VK_DRIVER_FILES="$swiftshader" cargo test --test conformance wgpu_full -- --skip forward --skip pq_matmul
+}
+
+stage build build
+stage install installed
+stage library library
+stage "CUDA kernels compile" cuda
+stage "kernels on the CPU and lavapipe" kernels
+stage "kernels on SwiftShader" swiftshader
+stage "the page builds" sh web-demo/build.sh --test
+stage "the page in Chromium" sh web-demo/test.sh

@@ -9,7 +9,7 @@ command -v chromium >/dev/null || { echo "no Chromium here" >&2; exit 75; }
 [ -d node_modules/playwright-core ] || npm install --silent --no-audit --no-fund --no-package-lock ||
     { echo "playwright-core cannot be installed" >&2; exit 75; }
 export PROMPT="The history of the city begins" SCREENSHOTS="${screenshots:-}"
-EXPECTED=$(cargo run --release --quiet --manifest-path ../Cargo.toml --bin fasq-run -- \
+EXPECTED=$(cargo run --quiet --manifest-path ../Cargo.toml --bin fasq-run -- \
     --backend cpu --greedy --quiet -n 16 -p "$PROMPT")
 export EXPECTED
 exec node test/browser.mjs "${2:-}"

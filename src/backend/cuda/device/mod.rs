@@ -326,8 +326,7 @@ impl Device {
         if let Some(module) = self.modules.borrow().get(unit) {
             return Ok(module.clone());
         }
-        let Compiled { bytes: mut image, seconds } =
-            nvrtc::cached(&unit.name(), &unit.text(), self.capabilities.arch)?;
+        let Compiled { bytes: mut image, seconds } = nvrtc::cached(unit, self.capabilities.arch)?;
         if let Some(seconds) = seconds {
             let (count, all) = self.compiled.get();
             self.compiled.set((count + 1, all + seconds));

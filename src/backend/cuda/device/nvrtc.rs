@@ -8,6 +8,7 @@ use cudarc::nvrtc::{result as nvrtc, sys};
 
 use super::cache::Entry;
 use super::error;
+use super::unit::Unit;
 use crate::Result;
 
 /// Machine code for one architecture, or PTX for the driver to translate.
@@ -125,22 +126,23 @@ pub struct Compiled {
     pub seconds: Option<f64>,
 }
 
-/// [`compile`], from the cache where it has this source for this architecture by this compiler.
-pub fn cached(name: &str, source: &str, arch: u32) -> Result<Compiled> {
+/// [`compile`] of a unit, from the cache where it has this text for this architecture by this compiler.
+pub fn cached(unit: &Unit, arch: u32) -> Result<Compiled> {
     let (major, minor) = version()?;
-    let options = options(&target(arch)?).join(" ");
-    let entry =
-        Entry::of(&format!("{name}-{arch}"), "cubin", &[source, &options, &format!("{major}.{minor}")]);
+    let (text, options, version) =
+        (unit.text(), options(&target(arch)?).join(" "), format!("{major}.{minor}"));
+    // Not by the unit's name, which is longer than a file's may be.
+    let entry = Entry::of(&format!("{}-{arch}", unit.source().name()), "cubin", &[&text, &options, &version]);
     if let Some(bytes) = entry.as_ref().and_then(Entry::read) {
         return Ok(Compiled { bytes, seconds: None });
     }
     let start = Instant::now();
-    let bytes = compile(name, source, arch, false)?.bytes;
+    let bytes = compile(&unit.name(), &text, arch, false)?.bytes;
     let seconds = Some(start.elapsed().as_secs_f64());
     if let Some(entry) = entry
         && let Err(e) = entry.write(&bytes)
     {
-        log::debug!("kernel cache {}: {e}", entry.path().display());
+        log::warn!("a compiled kernel cannot be kept, {}: {e}", entry.path().display());
     }
     Ok(Compiled { bytes, seconds })
 }

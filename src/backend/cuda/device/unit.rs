@@ -114,6 +114,10 @@ impl Unit {
         Self { functions, ..self }
     }
 
+    pub fn source(&self) -> Source {
+        self.source
+    }
+
     pub fn constants(&self) -> &BTreeMap<&'static str, u32> {
         &self.constants
     }

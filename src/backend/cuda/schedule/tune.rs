@@ -141,7 +141,7 @@ impl Tuner {
         log::info!("measured once, {spec} [{out}, {cols}] by {rows} rows: {}", list.join(", "));
         table.0.insert(case.clone(), best);
         if let Some(Err(e)) = self.entry.as_ref().map(|entry| entry.write(table.text().as_bytes())) {
-            log::debug!("the table of measured algorithms: {e}");
+            log::warn!("what was measured cannot be kept: {e}");
         }
         Some(best)
     }

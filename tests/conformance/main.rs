@@ -28,6 +28,7 @@ mod quantize;
 mod rms_norm;
 mod rope_cache;
 mod rotate;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 #[path = "../support/skip.rs"]
 mod skip;
 mod soak;

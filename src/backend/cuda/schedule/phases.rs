@@ -42,7 +42,7 @@ phases!(
     Attention "PHASE_ATTENTION" AttentionStep "HEAD_DIM",
 );
 
-/// Static shared memory of the kernel, at most (tests/cuda_compile.rs).
+/// Static shared memory of the kernel, at most (tests/integration/cuda_compile.rs).
 const STATIC_SHARED: u32 = 11 << 10;
 
 /// Words of the largest phase's arguments.

@@ -1,17 +1,17 @@
-//! Each model family as data: what its tensors are called, which shapes they have, what they are for.
+//! Each model family as data: the names, shapes and roles of its tensors.
 
 use crate::config::{Family, Mixer, ModelConfig};
 
-/// What a tensor is for, which decides how it may be quantized.
+/// The purpose of a tensor, which decides how it may be quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The token embedding `[vocab, hidden]`; where there is no [`Role::Head`], it is the output head as well.
+    /// The token embedding `[vocab, hidden]`; the output head as well if there is no [`Role::Head`].
     Embed,
     /// The output head `[vocab, hidden]`.
     Head,
     /// A linear layer `[out, in]`.
     Linear,
-    /// Small, and kept as it is: norms, biases, the convolution, the decay of a delta net.
+    /// Small, and never quantized: norms, biases, a delta net's convolution and gates.
     Keep,
 }
 
@@ -21,11 +21,18 @@ pub struct TensorSpec {
     pub name: String,
     pub shape: Vec<usize>,
     pub role: Role,
-    /// What a linear layer of a block reads.
+    /// What it multiplies: for the weights of a block's linear layers, not for their biases.
     pub input: Option<Input>,
 }
 
-/// An activation that linear layers read; those that share it name the same.
+impl TensorSpec {
+    /// A tensor that is not a linear layer of a block.
+    pub fn new(name: String, shape: &[usize], role: Role) -> Self {
+        Self { name, shape: shape.to_vec(), role, input: None }
+    }
+}
+
+/// An activation that linear layers of a block read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Input {
     /// The block.
@@ -35,26 +42,38 @@ pub struct Input {
 }
 
 impl Input {
-    /// Into the mixer's projections, its output projection, the MLP's gate and up, its down projection.
     pub const PER_LAYER: usize = 4;
 
-    fn of(layer: usize, name: &str) -> Option<Self> {
-        let part = name.strip_suffix(".weight")?.rsplit('.').next()?;
-        let at = match part {
-            "q_proj" | "k_proj" | "v_proj" | "in_proj_qkv" | "in_proj_z" => 0,
-            "o_proj" | "out_proj" => 1,
-            "gate_proj" | "up_proj" => 2,
-            "down_proj" => 3,
-            _ => return None,
-        };
-        Some(Self { layer, at })
+    /// Whether it is a norm of the residual stream; else it is what the mixer or the activation made of one.
+    pub const fn is_norm(self) -> bool {
+        self.at.is_multiple_of(2)
+    }
+
+    /// Of the mixer's projections: the norm before the mixer.
+    pub const fn mixer(layer: usize) -> Self {
+        Self { layer, at: 0 }
+    }
+
+    /// Of the mixer's output projection.
+    pub const fn mixer_out(layer: usize) -> Self {
+        Self { layer, at: 1 }
+    }
+
+    /// Of the MLP's gate and up projections: the norm before the MLP.
+    pub const fn mlp(layer: usize) -> Self {
+        Self { layer, at: 2 }
+    }
+
+    /// Of the MLP's down projection.
+    pub const fn mlp_down(layer: usize) -> Self {
+        Self { layer, at: 3 }
     }
 }
 
-/// A family's peculiarities.
+/// How a family differs from Llama.
 #[derive(Clone, Copy, Debug)]
 pub struct Arch {
-    /// What tensor names may begin with, before `layers.0.`.
+    /// Prefixes that tensor names may have, before `layers.0.`.
     pub prefixes: &'static [&'static str],
     /// Added to the weight of every RMS norm but the delta net's: 1 where norms are stored zero-centred.
     pub norm_offset: f32,
@@ -62,11 +81,11 @@ pub struct Arch {
     pub qk_norm: bool,
     /// Each query head is followed by a gate, whose sigmoid multiplies the attention output.
     pub gated_attention: bool,
-    /// Tensors whose name begins or ends with one of these are left aside.
+    /// Tensors whose name begins or ends with one of these are ignored.
     pub skip: &'static [&'static str],
 }
 
-/// The family's description.
+/// A family's description.
 pub const fn arch(family: Family) -> Arch {
     match family {
         Family::Llama => Arch {
@@ -93,77 +112,96 @@ pub const fn arch(family: Family) -> Arch {
     }
 }
 
-/// Vision tower, multi-token prediction, buffers that old checkpoints carry.
+/// Vision tower, multi-token prediction, buffers of old checkpoints.
 const SKIP: &[&str] = &["model.visual.", "visual.", "mtp.", "rotary_emb.inv_freq"];
 
-/// Every tensor that a model of this config uses, under the names that the checkpoint gives them. `has` says which
-/// names are there: it decides the prefix and whether the head is tied to the embedding.
+/// Every tensor that a model of this config uses, under the names that the checkpoint gives them: the only place that
+/// states shapes. Weights with the same [`Input`] are in the order in which their outputs are stacked. `has`
+/// says which names are there: it decides the prefix and whether the head is tied to the embedding.
 pub fn tensors(config: &ModelConfig, has: &dyn Fn(&str) -> bool) -> Vec<TensorSpec> {
     let names = Names::of(config, has);
-    let hidden = config.hidden;
-    let mut list = List(Vec::new());
-    list.push(names.embed(), [config.vocab, hidden], Role::Embed);
-    for (i, mixer) in config.layers.iter().enumerate() {
-        let at = |part: &str| names.layer(i, part);
-        let first = list.0.len();
-        list.push(at("input_layernorm.weight"), [hidden], Role::Keep);
+    let table = [config.vocab, config.hidden];
+    let mut list = vec![TensorSpec::new(names.embed(), &table, Role::Embed)];
+    for (layer, mixer) in config.layers.iter().enumerate() {
+        let mut block = Block { config, names: &names, layer, list: &mut list };
+        block.keep("input_layernorm.weight", &[config.hidden]);
         match mixer {
-            Mixer::Attention => attention(&mut list, config, &at),
-            Mixer::DeltaNet => delta_net(&mut list, config, &at),
+            Mixer::Attention => block.attention(),
+            Mixer::DeltaNet => block.delta_net(),
         }
-        list.push(at("post_attention_layernorm.weight"), [hidden], Role::Keep);
-        for (part, out, inp) in [
-            ("gate_proj", config.intermediate, hidden),
-            ("up_proj", config.intermediate, hidden),
-            ("down_proj", hidden, config.intermediate),
-        ] {
-            list.linear(&at(&format!("mlp.{part}")), out, inp, config.mlp_bias);
-        }
-        for tensor in list.0[first..].iter_mut().filter(|tensor| tensor.role == Role::Linear) {
-            tensor.input = Input::of(i, &tensor.name);
-        }
+        block.keep("post_attention_layernorm.weight", &[config.hidden]);
+        block.mlp();
     }
-    list.push(names.norm(), [hidden], Role::Keep);
+    list.push(TensorSpec::new(names.norm(), &[config.hidden], Role::Keep));
     if !names.tied {
-        list.push(names.head(), [config.vocab, hidden], Role::Head);
+        list.push(TensorSpec::new(names.head(), &table, Role::Head));
     }
-    list.0
+    list
 }
 
-fn attention(list: &mut List, config: &ModelConfig, at: &dyn Fn(&str) -> String) {
-    let arch = arch(config.family);
-    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let q_rows = if arch.gated_attention { 2 * q } else { q };
-    for (part, out, inp) in [
-        ("q_proj", q_rows, config.hidden),
-        ("k_proj", kv, config.hidden),
-        ("v_proj", kv, config.hidden),
-        ("o_proj", config.hidden, q),
-    ] {
-        list.linear(&at(&format!("self_attn.{part}")), out, inp, config.attention_bias);
-    }
-    if arch.qk_norm {
-        list.push(at("self_attn.q_norm.weight"), [config.head_dim], Role::Keep);
-        list.push(at("self_attn.k_norm.weight"), [config.head_dim], Role::Keep);
-    }
+/// Adds the tensors of one block to the list.
+struct Block<'a> {
+    config: &'a ModelConfig,
+    names: &'a Names,
+    layer: usize,
+    list: &'a mut Vec<TensorSpec>,
 }
 
-fn delta_net(list: &mut List, config: &ModelConfig, at: &dyn Fn(&str) -> String) {
-    let Some(net) = config.delta_net else { return };
-    let (hidden, heads) = (config.hidden, net.value_heads);
-    for (part, shape, role) in [
-        ("in_proj_qkv.weight", vec![net.channels(), hidden], Role::Linear),
-        ("in_proj_z.weight", vec![net.values(), hidden], Role::Linear),
-        // A thousandth of the layer, feeding the exponent of a recurrence.
-        ("in_proj_b.weight", vec![heads, hidden], Role::Keep),
-        ("in_proj_a.weight", vec![heads, hidden], Role::Keep),
-        ("conv1d.weight", vec![net.channels(), 1, net.conv_kernel], Role::Keep),
-        ("A_log", vec![heads], Role::Keep),
-        ("dt_bias", vec![heads], Role::Keep),
-        ("norm.weight", vec![net.value_dim], Role::Keep),
-        ("out_proj.weight", vec![hidden, net.values()], Role::Linear),
-    ] {
-        list.push(at(&format!("linear_attn.{part}")), shape, role);
+impl Block<'_> {
+    fn attention(&mut self) {
+        let (config, arch) = (self.config, arch(self.config.family));
+        let ModelConfig { hidden, head_dim, attention_bias: bias, .. } = *config;
+        let (q, kv) = (config.heads * head_dim, config.kv_heads * head_dim);
+        let q_rows = if arch.gated_attention { 2 * q } else { q };
+        self.linear("self_attn.q_proj", [q_rows, hidden], bias, Input::mixer);
+        self.linear("self_attn.k_proj", [kv, hidden], bias, Input::mixer);
+        self.linear("self_attn.v_proj", [kv, hidden], bias, Input::mixer);
+        self.linear("self_attn.o_proj", [hidden, q], bias, Input::mixer_out);
+        if arch.qk_norm {
+            self.keep("self_attn.q_norm.weight", &[head_dim]);
+            self.keep("self_attn.k_norm.weight", &[head_dim]);
+        }
+    }
+
+    fn delta_net(&mut self) {
+        // Loading refuses a configuration that has such a layer but not its sizes.
+        let Some(net) = self.config.delta_net else { return };
+        let (hidden, heads) = (self.config.hidden, net.value_heads);
+        self.linear("linear_attn.in_proj_qkv", [net.channels(), hidden], false, Input::mixer);
+        self.linear("linear_attn.in_proj_z", [net.values(), hidden], false, Input::mixer);
+        // Not quantized: a thousandth of the layer, and it feeds the exponent of a recurrence.
+        self.push("linear_attn.in_proj_b.weight", &[heads, hidden], Role::Keep, Some(Input::mixer));
+        self.push("linear_attn.in_proj_a.weight", &[heads, hidden], Role::Keep, Some(Input::mixer));
+        self.keep("linear_attn.conv1d.weight", &[net.channels(), 1, net.conv_kernel]);
+        self.keep("linear_attn.A_log", &[heads]);
+        self.keep("linear_attn.dt_bias", &[heads]);
+        self.keep("linear_attn.norm.weight", &[net.value_dim]);
+        self.linear("linear_attn.out_proj", [hidden, net.values()], false, Input::mixer_out);
+    }
+
+    fn mlp(&mut self) {
+        let ModelConfig { hidden, intermediate, mlp_bias: bias, .. } = *self.config;
+        self.linear("mlp.gate_proj", [intermediate, hidden], bias, Input::mlp);
+        self.linear("mlp.up_proj", [intermediate, hidden], bias, Input::mlp);
+        self.linear("mlp.down_proj", [hidden, intermediate], bias, Input::mlp_down);
+    }
+
+    /// `PART.weight` `[out, in]` and, with `bias`, `PART.bias` `[out]`.
+    fn linear(&mut self, part: &str, shape: [usize; 2], bias: bool, input: fn(usize) -> Input) {
+        self.push(&format!("{part}.weight"), &shape, Role::Linear, Some(input));
+        if bias {
+            self.keep(&format!("{part}.bias"), &shape[..1]);
+        }
+    }
+
+    fn keep(&mut self, part: &str, shape: &[usize]) {
+        self.push(part, shape, Role::Keep, None);
+    }
+
+    fn push(&mut self, part: &str, shape: &[usize], role: Role, input: Option<fn(usize) -> Input>) {
+        let name = self.names.layer(self.layer, part);
+        let input = input.map(|input| input(self.layer));
+        self.list.push(TensorSpec { name, shape: shape.to_vec(), role, input });
     }
 }
 
@@ -171,12 +209,12 @@ fn delta_net(list: &mut List, config: &ModelConfig, at: &dyn Fn(&str) -> String)
 #[derive(Clone, Debug)]
 pub struct Names {
     prefix: &'static str,
-    /// No head of its own: the embedding serves.
+    /// The embedding is the output head as well.
     pub tied: bool,
 }
 
 impl Names {
-    /// The naming in use where `has` says which names are there.
+    /// The naming of a checkpoint; `has` says which names it has.
     pub fn of(config: &ModelConfig, has: &dyn Fn(&str) -> bool) -> Self {
         let prefixes = arch(config.family).prefixes;
         let found = prefixes.iter().find(|prefix| has(&format!("{prefix}embed_tokens.weight")));
@@ -201,22 +239,7 @@ impl Names {
     }
 }
 
-/// Whether a tensor that no model uses may be there all the same.
+/// Whether a checkpoint may have this tensor although the model does not use it.
 pub fn may_skip(config: &ModelConfig, name: &str) -> bool {
     arch(config.family).skip.iter().any(|part| name.starts_with(part) || name.ends_with(part))
-}
-
-struct List(Vec<TensorSpec>);
-
-impl List {
-    fn push(&mut self, name: String, shape: impl Into<Vec<usize>>, role: Role) {
-        self.0.push(TensorSpec { name, shape: shape.into(), role, input: None });
-    }
-
-    fn linear(&mut self, name: &str, out: usize, inp: usize, bias: bool) {
-        self.push(format!("{name}.weight"), [out, inp], Role::Linear);
-        if bias {
-            self.push(format!("{name}.bias"), [out], Role::Keep);
-        }
-    }
 }

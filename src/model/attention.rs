@@ -1,6 +1,6 @@
 //! The attention block: norm, QKV, rotary embedding and cache, attention, output.
 
-use super::arch::{Names, arch};
+use super::arch::{Input, arch};
 use super::linear::Linear;
 use super::pass::Pass;
 use super::source::Tensors;
@@ -19,33 +19,18 @@ pub struct Attention<B: Backend> {
 }
 
 impl<B: Backend> Attention<B> {
-    pub fn load(
-        tensors: &mut Tensors<'_, B>,
-        config: &ModelConfig,
-        names: &Names,
-        layer: usize,
-    ) -> Result<Self> {
-        let arch = arch(config.family);
-        let at = |part: &str| names.layer(layer, &format!("self_attn.{part}"));
-        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let q_rows = if arch.gated_attention { 2 * q } else { q };
-        let layers = [(at("q_proj"), q_rows), (at("k_proj"), kv), (at("v_proj"), kv)];
-        let qk_norm = if arch.qk_norm {
-            let dim = [config.head_dim];
-            Some((tensors.buffer(&at("q_norm.weight"), &dim)?, tensors.buffer(&at("k_norm.weight"), &dim)?))
+    pub fn load(tensors: &mut Tensors<'_, B>, config: &ModelConfig, layer: usize) -> Result<Self> {
+        let qk_norm = if arch(config.family).qk_norm {
+            let q = tensors.block_buffer(layer, "self_attn.q_norm.weight")?;
+            Some((q, tensors.block_buffer(layer, "self_attn.k_norm.weight")?))
         } else {
             None
         };
         Ok(Self {
-            qkv: Linear::load(tensors, &layers, config.hidden, config.attention_bias)?,
-            out: Linear::load(tensors, &[(at("o_proj"), config.hidden)], q, config.attention_bias)?,
+            qkv: Linear::load(tensors, Input::mixer(layer))?,
+            out: Linear::load(tensors, Input::mixer_out(layer))?,
             qk_norm,
         })
-    }
-
-    /// Columns of what each linear reads.
-    pub fn inputs(&self) -> [usize; 2] {
-        [self.qkv.cols(), self.out.cols()]
     }
 
     /// `x += attention(norm(x))`.

@@ -1,4 +1,4 @@
-//! A model block by block: for work that looks at all of a text at one layer before it goes to the next.
+//! A model one block at a time, all of a text at once: what error feedback and sensitivities need.
 
 use super::pass::Pass;
 use super::session::Session;
@@ -19,16 +19,16 @@ impl<B: Backend> Session<'_, B> {
         Ok(x)
     }
 
-    /// Takes the residual stream `x` `[rows, hidden]` of a sequence, from its first token on, through block `layer`, and
-    /// returns what the block's linear layers read, each `[tokens, in]` with its `in`, in the order of [`Input::at`]:
-    /// rotated where their weights are. The sequence lies in slot 0, which is empty afterwards.
+    /// Runs block `layer` on the residual stream `x` `[rows, hidden]` of a whole sequence, in place. Returns the inputs
+    /// of the block's linear layers, each `[rows, in]` with its `in`, in the order of [`super::arch::Input::at`]; an
+    /// input is rotated if the layers that read it are. Uses slot 0 and leaves it empty.
     pub fn block(&mut self, layer: usize, x: &B::Buffer, rows: usize) -> Result<Vec<(B::Buffer, usize)>> {
         let segments = self.begin(&vec![0; rows])?;
         let (backend, s) = (&self.model.backend, &self.scratch);
         let (Some(block), Some(state)) = (self.model.layers.get(layer), self.state.get(layer)) else {
             return Err(Error::mismatch("block", format!("below {}", self.state.len()), layer));
         };
-        let cols = block.inputs();
+        let cols = block.input_cols;
         let inputs: Vec<_> = cols.iter().map(|cols| backend.alloc(rows * cols)).collect::<Result<_>>()?;
         let params = GatherRowsParams { rows: rows as u32, dim: self.model.config.hidden as u32 };
         let mut pass = Pass {
@@ -49,7 +49,7 @@ impl<B: Backend> Session<'_, B> {
         Ok(inputs.into_iter().zip(cols).collect())
     }
 
-    /// The final norm of the residual stream `x` `[rows, hidden]`: what the head reads, not rotated.
+    /// The final norm of the residual stream `x` `[rows, hidden]`: the input of the head, not rotated.
     pub fn norm(&mut self, x: &B::Buffer, rows: usize) -> Result<&B::Buffer> {
         let config = &self.model.config;
         let (backend, s) = (&self.model.backend, &self.scratch);
@@ -64,7 +64,7 @@ impl<B: Backend> Session<'_, B> {
         Ok(&s.normed)
     }
 
-    /// Prepares slot 0 for a sequence from its first token on; how many segments it makes.
+    /// Writes a sequence that starts in an empty slot 0; returns the number of segments.
     fn begin(&mut self, tokens: &[u32]) -> Result<u32> {
         if tokens.is_empty() {
             return Err(Error::mismatch("tokens of a sequence", "at least 1", 0));

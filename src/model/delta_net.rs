@@ -1,6 +1,6 @@
 //! The gated delta net block: norm, projections, causal convolution, delta rule, gated norm, output.
 
-use super::arch::Names;
+use super::arch::Input;
 use super::linear::Linear;
 use super::pass::Pass;
 use super::source::Tensors;
@@ -24,37 +24,19 @@ pub struct DeltaNet<B: Backend> {
 }
 
 impl<B: Backend> DeltaNet<B> {
-    pub fn load(
-        tensors: &mut Tensors<'_, B>,
-        config: &ModelConfig,
-        names: &Names,
-        layer: usize,
-    ) -> Result<Self> {
+    pub fn load(tensors: &mut Tensors<'_, B>, config: &ModelConfig, layer: usize) -> Result<Self> {
         let sizes = config.delta_net.ok_or_else(|| {
             Error::invalid("config.json", "a linear_attention layer without linear_* sizes")
         })?;
-        let at = |part: &str| names.layer(layer, &format!("linear_attn.{part}"));
-        let heads = sizes.value_heads;
-        let layers = [
-            (at("in_proj_qkv"), sizes.channels()),
-            (at("in_proj_z"), sizes.values()),
-            (at("in_proj_b"), heads),
-            (at("in_proj_a"), heads),
-        ];
         Ok(Self {
             sizes,
-            proj: Linear::load(tensors, &layers, config.hidden, false)?,
-            conv: tensors.buffer(&at("conv1d.weight"), &[sizes.channels(), 1, sizes.conv_kernel])?,
-            a_log: tensors.buffer(&at("A_log"), &[heads])?,
-            dt_bias: tensors.buffer(&at("dt_bias"), &[heads])?,
-            norm: tensors.buffer(&at("norm.weight"), &[sizes.value_dim])?,
-            out: Linear::load(tensors, &[(at("out_proj"), config.hidden)], sizes.values(), false)?,
+            proj: Linear::load(tensors, Input::mixer(layer))?,
+            conv: tensors.block_buffer(layer, "linear_attn.conv1d.weight")?,
+            a_log: tensors.block_buffer(layer, "linear_attn.A_log")?,
+            dt_bias: tensors.block_buffer(layer, "linear_attn.dt_bias")?,
+            norm: tensors.block_buffer(layer, "linear_attn.norm.weight")?,
+            out: Linear::load(tensors, Input::mixer_out(layer))?,
         })
-    }
-
-    /// Columns of what each linear reads.
-    pub fn inputs(&self) -> [usize; 2] {
-        [self.proj.cols(), self.out.cols()]
     }
 
     /// `x += delta_net(norm(x))`.

@@ -1,6 +1,6 @@
-//! The one forward pass of a block, for every family and backend.
+//! [`Layer`]: a transformer block, whose forward pass is the same for every family and backend.
 
-use super::arch::{Input, Names};
+use super::arch::Input;
 use super::attention::Attention;
 use super::delta_net::DeltaNet;
 use super::mlp::Mlp;
@@ -17,6 +17,8 @@ pub struct Layer<B: Backend> {
     mixer: MixerWeights<B>,
     mlp_norm: B::Buffer,
     mlp: Mlp<B>,
+    /// Columns of each [`Input`].
+    pub(super) input_cols: [usize; Input::PER_LAYER],
 }
 
 enum MixerWeights<B: Backend> {
@@ -25,32 +27,17 @@ enum MixerWeights<B: Backend> {
 }
 
 impl<B: Backend> Layer<B> {
-    pub(super) fn load(
-        tensors: &mut Tensors<'_, B>,
-        config: &ModelConfig,
-        names: &Names,
-        i: usize,
-    ) -> Result<Self> {
-        let dim = [config.hidden];
+    pub(super) fn load(tensors: &mut Tensors<'_, B>, config: &ModelConfig, i: usize) -> Result<Self> {
         Ok(Self {
-            mixer_norm: tensors.buffer(&names.layer(i, "input_layernorm.weight"), &dim)?,
+            mixer_norm: tensors.block_buffer(i, "input_layernorm.weight")?,
             mixer: match config.layers[i] {
-                Mixer::Attention => MixerWeights::Attention(Attention::load(tensors, config, names, i)?),
-                Mixer::DeltaNet => MixerWeights::DeltaNet(DeltaNet::load(tensors, config, names, i)?),
+                Mixer::Attention => MixerWeights::Attention(Attention::load(tensors, config, i)?),
+                Mixer::DeltaNet => MixerWeights::DeltaNet(DeltaNet::load(tensors, config, i)?),
             },
-            mlp_norm: tensors.buffer(&names.layer(i, "post_attention_layernorm.weight"), &dim)?,
-            mlp: Mlp::load(tensors, config, names, i)?,
+            mlp_norm: tensors.block_buffer(i, "post_attention_layernorm.weight")?,
+            mlp: Mlp::load(tensors, i)?,
+            input_cols: tensors.input_cols(i),
         })
-    }
-
-    /// Columns of what each linear reads.
-    pub(super) fn inputs(&self) -> [usize; Input::PER_LAYER] {
-        let [first, last] = match &self.mixer {
-            MixerWeights::Attention(attention) => attention.inputs(),
-            MixerWeights::DeltaNet(net) => net.inputs(),
-        };
-        let [gate_up, down] = self.mlp.inputs();
-        [first, last, gate_up, down]
     }
 
     /// Records the block.

@@ -2,22 +2,23 @@
 
 use half::f16;
 
+use super::arch::Input;
 use super::pass::Ops;
 use super::source::Tensors;
-use crate::Result;
 use crate::backend::{Backend, Dtype, WeightData};
 use crate::ops::{self, LinearParams, Rotate, RotateParams};
 use crate::pq::Rotation;
 use crate::tensor::TensorView;
+use crate::{Error, Result};
 
-/// Linear layers `[out, in]` over the same input, stacked along `out`: their outputs stand side by side in a row.
+/// Linear layers `[out, in]` over the same input, stacked along `out`: a row of the output holds theirs side by side.
 pub struct Linear<B: Backend> {
     parts: Vec<Part<B>>,
     cols: usize,
     outs: usize,
 }
 
-/// Neighbouring layers that want their input in the same form.
+/// Neighbouring layers with the same input rotation, all with a bias or all without.
 struct Part<B: Backend> {
     weight: B::Weight,
     bias: Option<B::Buffer>,
@@ -28,43 +29,39 @@ struct Part<B: Backend> {
 }
 
 impl<B: Backend> Linear<B> {
-    /// Loads the layers `NAME.weight` (`[out, cols]`), and `NAME.bias` where `bias`, for each (NAME, out).
-    pub fn load(
-        tensors: &mut Tensors<'_, B>,
-        layers: &[(String, usize)],
-        cols: usize,
-        bias: bool,
-    ) -> Result<Self> {
-        let mut weights = Vec::with_capacity(layers.len());
-        for (name, out) in layers {
-            weights.push(tensors.weight(&format!("{name}.weight"), [*out, cols])?);
-        }
-        let turned = beside(&weights);
+    /// Loads the layers of a block that read `input`, each with its bias if it has one.
+    pub fn load(tensors: &mut Tensors<'_, B>, input: Input) -> Result<Self> {
+        let names = tensors.weights_of(input);
+        let weights = names.iter().map(|name| tensors.weight(name)).collect::<Result<Vec<_>>>()?;
+        let Some((_, cols)) = weights.first().map(WeightData::shape) else {
+            let what = format!("input {} of block {}", input.at, input.layer);
+            return Err(Error::invalid(what, "no linear layer reads it"));
+        };
+        let rotated = rotate_dense(&weights);
         let mut groups: Vec<Group<'_>> = Vec::new();
         let mut outs = 0;
-        for (((name, out), weight), turned) in layers.iter().zip(weights).zip(&turned) {
-            let (rotate, weight) = match turned {
-                Some((bytes, block)) => {
-                    (*block, WeightData::Dense { dtype: Dtype::F16, rows: *out, cols, bytes })
-                }
+        for ((name, weight), rotated) in names.iter().zip(weights).zip(&rotated) {
+            let (rows, _) = weight.shape();
+            let (rotate, weight) = match rotated {
+                Some((bytes, block)) => (*block, WeightData::Dense { dtype: Dtype::F16, rows, cols, bytes }),
                 None => (rotate_block(&weight), weight),
             };
-            let bias = if bias { tensors.values(&format!("{name}.bias"), &[*out])? } else { Vec::new() };
+            let bias = tensors.bias(name)?;
             match groups.last_mut() {
-                Some(group) if group.rotate == rotate => {
+                Some(group) if group.rotate == rotate && group.bias.is_empty() == bias.is_empty() => {
                     group.weights.push(weight);
                     group.bias.extend(bias);
                 }
                 _ => groups.push(Group { weights: vec![weight], bias, rotate, offset: outs }),
             }
-            outs += out;
+            outs += rows;
         }
         let backend = tensors.backend();
         let part = |group: Group<'_>| {
-            let upload = |bias: Vec<f32>| backend.upload(bytemuck::cast_slice(&bias));
+            let upload = |bias: &[f32]| backend.upload(bytemuck::cast_slice(bias));
             Ok(Part {
                 weight: backend.weight(&group.weights)?,
-                bias: if bias { Some(upload(group.bias)?) } else { None },
+                bias: if group.bias.is_empty() { None } else { Some(upload(&group.bias)?) },
                 rotate: group.rotate,
                 offset: group.offset,
             })
@@ -72,7 +69,7 @@ impl<B: Backend> Linear<B> {
         Ok(Self { parts: groups.into_iter().map(part).collect::<Result<_>>()?, cols, outs })
     }
 
-    /// Output columns of all layers.
+    /// Output columns of all layers together.
     pub fn outs(&self) -> usize {
         self.outs
     }
@@ -82,7 +79,7 @@ impl<B: Backend> Linear<B> {
         self.cols
     }
 
-    /// The rotation block that the operation before should apply to its output: 0 where not every layer wants it.
+    /// Block of the rotation that the operation before should apply to its output, 0 for none: also if layers differ.
     pub fn input_rotation(&self) -> u32 {
         if self.parts.iter().all(|part| part.rotate == self.parts[0].rotate) {
             self.parts[0].rotate
@@ -112,12 +109,12 @@ impl<B: Backend> Linear<B> {
     }
 }
 
-/// What a [`Linear`] reads and writes.
+/// The buffers that a [`Linear`] reads and writes.
 pub struct LinearIo<'a, B: Backend> {
     pub rows: u32,
     /// `[rows, cols]`, rotated by [`Linear::input_rotation`].
     pub x: &'a B::Buffer,
-    /// Scratch of x's size, for layers that want different forms of it.
+    /// Scratch of x's size, for a rotated copy if layers differ in their rotation.
     pub rotated: &'a B::Buffer,
     /// `[rows, outs]`.
     pub y: &'a B::Buffer,
@@ -125,19 +122,22 @@ pub struct LinearIo<'a, B: Backend> {
     pub accumulate: bool,
 }
 
+/// A [`Part`] before it is on the backend.
 struct Group<'a> {
     weights: Vec<WeightData<'a>>,
+    /// Of all rows; empty without one.
     bias: Vec<f32>,
     rotate: u32,
     offset: usize,
 }
 
-/// Dense layers beside product-quantized ones of one rotation, as f16 and with that block: `W x = (W R^T)(R x)`, so they
-/// take the same input. None for all others.
-fn beside(weights: &[WeightData<'_>]) -> Vec<Option<(Vec<u8>, u32)>> {
+/// The dense layers as f16, rotated like the product-quantized layers next to them, and the rotation's block: all then
+/// read the same rotated input, as `W x = (W R^T)(R x)`. None for the other layers, and for all if the quantized ones
+/// differ in their rotation or there are none.
+fn rotate_dense(weights: &[WeightData<'_>]) -> Vec<Option<(Vec<u8>, u32)>> {
     let mut blocks = weights.iter().filter(|w| matches!(w, WeightData::Pq(_))).map(rotate_block);
     let block = blocks.next().filter(|block| blocks.all(|other| other == *block));
-    let turn = |weight: &WeightData<'_>| {
+    let rotate = |weight: &WeightData<'_>| {
         let (WeightData::Dense { dtype, rows, cols, bytes }, Some(block)) = (weight, block) else {
             return None;
         };
@@ -148,10 +148,10 @@ fn beside(weights: &[WeightData<'_>]) -> Vec<Option<(Vec<u8>, u32)>> {
         }
         Some((values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(), block))
     };
-    weights.iter().map(turn).collect()
+    weights.iter().map(rotate).collect()
 }
 
-/// Block of the rotation that a weight wants of its input, 0 for none.
+/// Block of the rotation that a weight's input needs, 0 for none.
 pub(super) fn rotate_block(weight: &WeightData<'_>) -> u32 {
     match weight {
         WeightData::Pq(matrix) => matrix.rotation().map_or(0, |rotation| rotation.block as u32),
@@ -162,14 +162,14 @@ pub(super) fn rotate_block(weight: &WeightData<'_>) -> u32 {
 /// The token embedding, and the output head, which may be the same tensor.
 pub struct Embedding<B: Backend> {
     weight: B::Weight,
-    /// Block of the rotation that the head wants of its input, 0 for none.
+    /// Block of the rotation that the head's input needs, 0 for none.
     pub rotate: u32,
 }
 
 impl<B: Backend> Embedding<B> {
-    /// Loads the table `[vocab, dim]` called `name`.
-    pub fn load(tensors: &mut Tensors<'_, B>, name: &str, shape: [usize; 2]) -> Result<Self> {
-        let data = tensors.weight(name, shape)?;
+    /// Loads the table `[vocab, hidden]` called `name`.
+    pub fn load(tensors: &mut Tensors<'_, B>, name: &str) -> Result<Self> {
+        let data = tensors.weight(name)?;
         let weight = tensors.backend().weight(std::slice::from_ref(&data))?;
         Ok(Self { weight, rotate: rotate_block(&data) })
     }

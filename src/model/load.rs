@@ -1,6 +1,6 @@
 //! [`Model`]: a source's weights on a backend.
 
-use super::arch::{Names, arch};
+use super::arch::arch;
 use super::forward::Layer;
 use super::linear::Embedding;
 use super::memory;
@@ -16,7 +16,7 @@ pub struct Model<B: Backend> {
     pub(super) embed: Embedding<B>,
     pub(super) layers: Vec<Layer<B>>,
     pub(super) norm: B::Buffer,
-    /// None where the embedding serves.
+    /// None if the embedding is the head as well.
     pub(super) head: Option<Embedding<B>>,
     /// `[rotary_dim / 2]`.
     pub(super) inv_freq: B::Buffer,
@@ -29,19 +29,16 @@ impl<B: Backend> Model<B> {
         backend.check_memory(memory::weights(&backend, source)?)?;
         let config = source.config().clone();
         let mut tensors = Tensors::new(source, &backend);
-        let present = tensors.present.clone();
-        let names = Names::of(&config, &|name| present.contains(name));
-        let table = [config.vocab, config.hidden];
-        let embed = Embedding::load(&mut tensors, &names.embed(), table)?;
+        let names = tensors.names.clone();
+        let embed = Embedding::load(&mut tensors, &names.embed())?;
         let embed_bytes = tensors.bytes;
-        let layers = (0..config.layers.len())
-            .map(|i| Layer::load(&mut tensors, &config, &names, i))
-            .collect::<Result<_>>()?;
-        let norm = tensors.buffer(&names.norm(), &[config.hidden])?;
-        let head = if names.tied { None } else { Some(Embedding::load(&mut tensors, &names.head(), table)?) };
+        let layers =
+            (0..config.layers.len()).map(|i| Layer::load(&mut tensors, &config, i)).collect::<Result<_>>()?;
+        let norm = tensors.buffer(&names.norm())?;
+        let head = if names.tied { None } else { Some(Embedding::load(&mut tensors, &names.head())?) };
         let bytes = tensors.finish()?;
         let inv_freq = backend.upload(bytemuck::cast_slice(&config.rope.inv_freq()))?;
-        // An embedding that is not the head as well is read one row at a time.
+        // Of an embedding that is not the head as well, a token reads one row.
         let weight_bytes = if head.is_some() { bytes - embed_bytes } else { bytes };
         Ok(Self { config, embed, layers, norm, head, inv_freq, weight_bytes, backend })
     }

@@ -1,4 +1,4 @@
-//! Random models of real shapes, for benchmarks: nothing is read from disk, and tensors share one pool of numbers.
+//! Random models of real shapes, for benchmarks: tensors are slices of one pool of random numbers.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -38,7 +38,7 @@ pub struct Random {
     tensors: BTreeMap<String, TensorSpec>,
     /// f16 around 0 with deviation [`DEVIATION`].
     pool: Vec<f16>,
-    /// Ones, for norms and the like.
+    /// Ones, for norms and other small tensors.
     ones: Vec<u8>,
     universal: Mutex<Tables>,
 }
@@ -63,16 +63,11 @@ impl Random {
         Ok(Self { config, assets, storage, tensors, pool: pool(largest), ones, universal: Mutex::default() })
     }
 
-    /// `count` matrices `[rows, cols]` alone, in the configuration of no model.
+    /// `count` matrices `[rows, cols]` and nothing else.
     pub fn matrices(rows: usize, cols: usize, count: usize, storage: Storage) -> Result<Self> {
         let mut random = Self::new(NO_MODEL, storage)?;
-        let spec = |i| TensorSpec {
-            name: format!("matrix_{i:03}"),
-            shape: vec![rows, cols],
-            role: Role::Linear,
-            input: None,
-        };
-        random.tensors = (0..count).map(|i| (spec(i).name, spec(i))).collect();
+        let spec = |i| TensorSpec::new(format!("matrix_{i:03}"), &[rows, cols], Role::Linear);
+        random.tensors = (0..count).map(spec).map(|spec| (spec.name.clone(), spec)).collect();
         random.pool = pool(rows * cols);
         Ok(random)
     }
@@ -89,7 +84,7 @@ impl Random {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Of the tensors that are weight matrices.
+    /// Names of the weight matrices.
     pub fn matrix_names(&self) -> impl Iterator<Item = &str> {
         self.tensors.values().filter(|t| t.role != Role::Keep).map(|t| t.name.as_str())
     }
@@ -115,7 +110,7 @@ impl Random {
         self.tensors.get(name).ok_or_else(|| Error::invalid(format!("tensor {name}"), "not in this model"))
     }
 
-    /// A tensor that is kept as it is.
+    /// A tensor as dense f16, or f32 if its role is [`Role::Keep`].
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         let tensor = self.get(name)?;
         let elements = tensor.shape.iter().product::<usize>();
@@ -155,7 +150,7 @@ impl Random {
         matrix.checked(name).map(WeightData::Pq)
     }
 
-    /// A universal table is the same for all; other codebooks differ from matrix to matrix.
+    /// A universal codebook is shared by all matrices; other codebooks differ from matrix to matrix.
     fn codebooks(&self, name: &str, spec: &PqSpec, cols: usize) -> Arc<[f16]> {
         let count = spec.codebooks(cols) * spec.k * spec.d;
         if spec.scope != Scope::Universal {
@@ -165,17 +160,17 @@ impl Random {
         universal.entry((spec.d, spec.k)).or_insert_with(|| self.slice("universal", count).into()).clone()
     }
 
-    /// A part of the pool that begins where the name says.
+    /// `count` numbers of the pool, from an offset that depends on the name.
     fn slice(&self, name: &str, count: usize) -> &[f16] {
         let hash = name.bytes().fold(0usize, |hash, b| hash.wrapping_mul(31).wrapping_add(b.into()));
         &self.pool[hash % POOL_SLACK..][..count]
     }
 }
 
-/// Elements of the pool beyond the largest tensor: as many different beginnings.
+/// Elements of the pool beyond the largest tensor: the number of different offsets.
 const POOL_SLACK: usize = 1 << 20;
 
-/// The smallest that parses.
+/// The smallest configuration that parses.
 const NO_MODEL: &str = r#"{
     "model_type": "llama", "vocab_size": 1, "hidden_size": 2, "intermediate_size": 1, "num_hidden_layers": 1,
     "num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 1, "rms_norm_eps": 1e-5
@@ -198,7 +193,7 @@ fn largest_kept(tensors: &BTreeMap<String, TensorSpec>) -> usize {
     kept.map(|t| t.shape.iter().product()).max().unwrap_or(0)
 }
 
-/// The sum of four uniform numbers, which is near enough to a Gaussian; `state` moves on (SplitMix64).
+/// The sum of four uniform numbers, close enough to a Gaussian; advances `state` (SplitMix64).
 fn gaussian(state: &mut u64) -> f32 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;

@@ -1,9 +1,9 @@
-//! Where weights come from: every tensor is taken once, with its shape; wrong, missing and unused tensors are errors.
+//! [`Source`]: where weights come from. Missing, unused and wrongly shaped tensors are errors that name the tensor.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::arch::{self, Role, may_skip};
+use super::arch::{self, Input, Names, Role, TensorSpec, may_skip};
 use crate::backend::{Backend, Form, WeightData};
 use crate::baseline::{self, Rtn};
 use crate::checkpoint::{Assets, Checkpoint};
@@ -35,7 +35,10 @@ impl Source {
     /// Rounds the linear layers of an unquantized checkpoint.
     pub fn round(&mut self, rtn: Rtn) -> Result<()> {
         let Source::Checkpoint(checkpoint) = self else {
-            return Err(Error::invalid(format!("baseline {rtn}"), "it wants an unquantized model's folder"));
+            return Err(Error::invalid(
+                format!("baseline {rtn}"),
+                "it needs the folder of an unquantized model",
+            ));
         };
         let tensors = arch::tensors(checkpoint.config(), &|name| checkpoint.contains(name));
         for tensor in tensors.iter().filter(|tensor| tensor.role == Role::Linear) {
@@ -62,7 +65,7 @@ impl Source {
         }
     }
 
-    /// Tells models apart, by config and size.
+    /// A hash of config and size, to tell models apart.
     pub fn fingerprint(&self) -> String {
         format!("{:016x}", fnv1a(self.assets().config.as_bytes(), self.bytes()))
     }
@@ -77,7 +80,7 @@ impl Source {
         }
     }
 
-    /// Names of the tensors, quantized ones by the name of the tensor that they stand for.
+    /// Names of the tensors; a quantized one has the name of its original.
     pub fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         match self {
             Source::Checkpoint(checkpoint) => Box::new(checkpoint.names()),
@@ -96,7 +99,7 @@ impl Source {
         }
     }
 
-    /// A matrix's form, of which nothing but headers is read.
+    /// A matrix's form; reads headers only.
     pub(super) fn form(&self, name: &str) -> Result<Form> {
         match self {
             Source::Checkpoint(checkpoint) => Ok(checkpoint.tensor(name)?.weight(name)?.form()),
@@ -116,36 +119,61 @@ impl Source {
     }
 }
 
-/// The tensors of a source on their way to a backend.
+/// Loads the tensors of a source onto a backend: each by name, in the shape that [`arch::tensors`] gives it.
 pub struct Tensors<'a, B: Backend> {
     source: &'a Source,
     backend: &'a B,
-    pub present: BTreeSet<&'a str>,
+    pub names: Names,
+    present: BTreeSet<&'a str>,
+    specs: Vec<TensorSpec>,
     taken: BTreeSet<String>,
-    /// Of all that was taken, as stored.
+    /// Of all tensors taken so far, as stored.
     pub bytes: u64,
 }
 
 impl<'a, B: Backend> Tensors<'a, B> {
     pub fn new(source: &'a Source, backend: &'a B) -> Self {
-        Self { source, backend, present: source.names().collect(), taken: BTreeSet::new(), bytes: 0 }
+        let present: BTreeSet<_> = source.names().collect();
+        let (config, has) = (source.config(), |name: &str| present.contains(name));
+        let (names, specs) = (Names::of(config, &has), arch::tensors(config, &has));
+        Self { source, backend, names, present, specs, taken: BTreeSet::new(), bytes: 0 }
     }
 
     pub fn backend(&self) -> &'a B {
         self.backend
     }
 
-    fn take(&mut self, name: &str) -> Result<()> {
+    /// Names of the weights that multiply `input`, in the order in which their outputs are stacked.
+    pub fn weights_of(&self, input: Input) -> Vec<String> {
+        self.specs.iter().filter(|spec| spec.input == Some(input)).map(|spec| spec.name.clone()).collect()
+    }
+
+    /// Columns of each input of a block.
+    pub fn input_cols(&self, layer: usize) -> [usize; Input::PER_LAYER] {
+        let mut cols = [0; Input::PER_LAYER];
+        for spec in &self.specs {
+            if let Some(input) = spec.input.filter(|input| input.layer == layer) {
+                cols[input.at] = spec.shape[1];
+            }
+        }
+        cols
+    }
+
+    /// Marks a tensor as taken; returns the shape that it must have.
+    fn take(&mut self, name: &str) -> Result<Vec<usize>> {
+        let Some(spec) = self.specs.iter().find(|spec| spec.name == name) else {
+            return Err(Error::invalid(format!("tensor {name}"), "not part of this model"));
+        };
         if !self.present.contains(name) {
             return Err(Error::invalid(format!("tensor {name}"), "missing from the model"));
         }
         self.taken.insert(name.to_owned());
-        Ok(())
+        Ok(spec.shape.clone())
     }
 
-    /// A weight `[out, in]` of this shape.
-    pub fn weight(&mut self, name: &str, shape: [usize; 2]) -> Result<WeightData<'a>> {
-        self.take(name)?;
+    /// A weight `[out, in]`.
+    pub fn weight(&mut self, name: &str) -> Result<WeightData<'a>> {
+        let shape = self.take(name)?;
         let weight = self.source.weight(name)?;
         let (rows, cols) = weight.shape();
         check_shape(name, &shape, &[rows, cols])?;
@@ -153,37 +181,51 @@ impl<'a, B: Backend> Tensors<'a, B> {
         Ok(weight)
     }
 
-    /// A small dense tensor of this shape, as f32.
-    pub fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        self.take(name)?;
+    /// A small dense tensor, as f32.
+    pub fn values(&mut self, name: &str) -> Result<Vec<f32>> {
+        let shape = self.take(name)?;
         let tensor = self.source.tensor(name)?;
-        check_shape(name, shape, &tensor.shape)?;
+        check_shape(name, &shape, &tensor.shape)?;
         self.bytes += tensor.bytes.len() as u64;
         Ok(tensor.to_f32())
     }
 
+    /// The bias of the linear layer whose weight is called `weight`; empty if it has none.
+    pub fn bias(&mut self, weight: &str) -> Result<Vec<f32>> {
+        let name = weight.strip_suffix(".weight").map(|part| format!("{part}.bias"));
+        match name.filter(|name| self.specs.iter().any(|spec| spec.name == *name)) {
+            Some(name) => self.values(&name),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// [`Tensors::values`], uploaded.
-    pub fn buffer(&mut self, name: &str, shape: &[usize]) -> Result<B::Buffer> {
-        let values = self.values(name, shape)?;
+    pub fn buffer(&mut self, name: &str) -> Result<B::Buffer> {
+        let values = self.values(name)?;
         self.backend.upload(bytemuck::cast_slice(&values))
     }
 
-    /// Bytes of all that was taken; fails if a tensor is left that no model of this family may leave.
+    /// [`Tensors::buffer`] of a block's tensor, by the end of its name.
+    pub fn block_buffer(&mut self, layer: usize, part: &str) -> Result<B::Buffer> {
+        self.buffer(&self.names.layer(layer, part))
+    }
+
+    /// Bytes of all tensors taken; fails if the source has another that this family does not ignore.
     pub fn finish(self) -> Result<u64> {
         let config = self.source.config();
-        let left: Vec<&&str> = self
+        let unused: Vec<&&str> = self
             .present
             .iter()
             .filter(|name| !self.taken.contains(**name) && !may_skip(config, name))
             .collect();
-        match left.first() {
+        match unused.first() {
             None => Ok(self.bytes),
             Some(first) => Err(Error::invalid(
                 format!("tensor {first}"),
                 format!(
                     "not part of this model ({} such tensor{})",
-                    left.len(),
-                    if left.len() == 1 { "" } else { "s" }
+                    unused.len(),
+                    if unused.len() == 1 { "" } else { "s" }
                 ),
             )),
         }

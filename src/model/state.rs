@@ -1,6 +1,8 @@
-//! What a session keeps: rows of a batch, the state of each sequence, and scratch that is allocated once.
+//! What a session works with: batches of rows, the state of each sequence, and scratch that is allocated once.
 
-use super::arch::arch;
+use std::collections::BTreeMap;
+
+use super::arch::{self, Input};
 use crate::backend::Backend;
 use crate::config::{Mixer, ModelConfig};
 use crate::{Error, Result};
@@ -11,20 +13,20 @@ pub struct Row {
     pub token: u32,
     /// The sequence.
     pub slot: u32,
-    /// Its place in the sequence, from 0.
+    /// The token's index in its sequence.
     pub position: u32,
     /// Whether the logits after this token are wanted.
     pub want_logits: bool,
 }
 
-/// Rows to run through the model together. Rows of a slot stand together and continue its sequence.
+/// Rows to run through the model together. The rows of a slot are neighbours and continue its sequence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     pub rows: Vec<Row>,
 }
 
 impl Batch {
-    /// The tokens of one slot from `position` on; logits are wanted of the last one, or of all.
+    /// The tokens of one slot from `position` on; with logits after the last one, or after all.
     pub fn of_slot(slot: usize, position: usize, tokens: &[u32], all_logits: bool) -> Self {
         let last = tokens.len().saturating_sub(1);
         let row = |(i, &token): (usize, &u32)| Row {
@@ -37,7 +39,7 @@ impl Batch {
     }
 }
 
-/// The rows of one slot in a batch.
+/// The neighbouring rows of one slot in a batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Segment {
     pub slot: usize,
@@ -46,7 +48,7 @@ pub(super) struct Segment {
     pub position: usize,
 }
 
-/// How much a session can hold.
+/// The capacity of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionOptions {
     /// Sequences side by side.
@@ -63,7 +65,7 @@ impl Default for SessionOptions {
     }
 }
 
-/// What a layer remembers of each slot.
+/// The state of a layer, for every slot.
 pub(super) enum LayerState<B: Backend> {
     Attention(Cache<B>),
     DeltaNet(Recurrence<B>),
@@ -75,7 +77,7 @@ pub(super) struct Cache<B: Backend> {
     pub v: B::Buffer,
 }
 
-/// What a delta net goes on from.
+/// The state of a delta net layer.
 pub(super) struct Recurrence<B: Backend> {
     /// `[slots, channels, kernel - 1]`.
     pub conv: B::Buffer,
@@ -128,11 +130,11 @@ pub(super) struct Scratch<B: Backend> {
     pub x: B::Buffer,
     /// A normalised copy of it.
     pub normed: B::Buffer,
-    /// A rotated copy of a linear layer's input, where layers disagree.
+    /// A rotated copy of a linear layer's input, if layers that read it differ in their rotation.
     pub rotated: B::Buffer,
-    /// Outputs of the first linear of a block `[max_rows, widest]`.
+    /// Outputs of the projections of a mixer, or of gate and up, side by side: `[max_rows, widest]`.
     pub wide: B::Buffer,
-    /// Inputs of the last linear of a block.
+    /// Inputs of a mixer's output projection and of the down projection.
     pub inner: B::Buffer,
     /// Outputs of the convolution.
     pub conv: B::Buffer,
@@ -172,7 +174,7 @@ impl<B: Backend> Scratch<B> {
         let rows = |dim: usize| product("the activations of a session", &[options.max_rows, dim]);
         let net = config.delta_net;
         let values = net.map_or(0, |net| net.values());
-        let inner = config.intermediate.max(config.heads * config.head_dim).max(values);
+        let (inner, wide) = widest(config);
         let logit_rows = logit_rows(options);
         Ok([
             rows(1)?,
@@ -182,7 +184,7 @@ impl<B: Backend> Scratch<B> {
             rows(config.hidden)?,
             rows(config.hidden)?,
             rows(inner.max(config.hidden))?,
-            rows(widest(config))?,
+            rows(wide)?,
             rows(inner)?,
             rows(net.map_or(0, |net| net.channels()))?,
             rows(values)?,
@@ -191,7 +193,7 @@ impl<B: Backend> Scratch<B> {
         ])
     }
 
-    /// Makes room for the logits of `rows` rows; whether that took other buffers.
+    /// Makes the buffers large enough for the logits of `rows` rows; true if they were reallocated.
     pub fn reserve_logits(&mut self, backend: &B, config: &ModelConfig, rows: usize) -> Result<bool> {
         let grows = rows > self.logit_rows;
         if grows {
@@ -203,20 +205,23 @@ impl<B: Backend> Scratch<B> {
     }
 }
 
-/// Rows of logits that there is room for at first.
+/// Rows of logits that a new session has buffers for.
 fn logit_rows(options: &SessionOptions) -> usize {
     options.slots.min(options.max_rows)
 }
 
-/// Columns of the widest output of a block's first linear layers.
-fn widest(config: &ModelConfig) -> usize {
-    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let mixer = |mixer: &Mixer| match (mixer, config.delta_net) {
-        (Mixer::DeltaNet, Some(net)) => net.channels() + net.values() + 2 * net.value_heads,
-        _ if arch(config.family).gated_attention => 2 * q + 2 * kv,
-        _ => q + 2 * kv,
-    };
-    config.layers.iter().map(mixer).max().unwrap_or(0).max(2 * config.intermediate)
+/// Columns of the widest input of a block's output and down projections, and of the widest output of the projections
+/// before them, side by side.
+fn widest(config: &ModelConfig) -> (usize, usize) {
+    let (mut inner, mut wide) = (0, BTreeMap::<Input, usize>::new());
+    for tensor in arch::tensors(config, &|_| true) {
+        match tensor.input {
+            Some(input) if input.is_norm() => *wide.entry(input).or_default() += tensor.shape[0],
+            Some(_) => inner = inner.max(tensor.shape[1]),
+            None => {}
+        }
+    }
+    (inner, wide.into_values().max().unwrap_or(0))
 }
 
 /// The product of sizes, which must stay below 2^32 words: kernels index with 32 bits.
@@ -227,7 +232,7 @@ fn product(what: &str, sizes: &[usize]) -> Result<usize> {
     Ok(words)
 }
 
-/// For a `usize` that goes into a kernel's parameters.
+/// A size as a kernel's parameters hold it.
 pub(super) fn word(what: &str, n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| Error::mismatch(what, "less than 2^32", n))
 }

@@ -96,7 +96,7 @@ pub struct Item {
     pub name: String,
     pub shape: Vec<usize>,
     pub role: Role,
-    /// What a linear layer of a block reads.
+    /// What it multiplies, for matrices with [`Role::Linear`].
     pub input: Option<Input>,
     /// As the checkpoint has it.
     pub source: Dtype,
@@ -175,7 +175,7 @@ impl Plan {
                 name: tensor.name,
                 shape: tensor.shape,
                 role: tensor.role,
-                input: tensor.input,
+                input: tensor.input.filter(|_| tensor.role == Role::Linear),
                 source: view.dtype,
                 stored,
             });

@@ -1,4 +1,4 @@
-//! [`Session`]: a model at work on some sequences.
+//! [`Session`]: runs batches of some sequences through a model and keeps their state.
 
 use super::load::Model;
 use super::memory;
@@ -10,11 +10,11 @@ use crate::ops::{
 };
 use crate::{Error, Result};
 
-/// Sees named activations `[rows, dim]` as they are computed: `embed`, `layer_I` (the residual stream after block
-/// I), `norm` (the final norm, of the rows whose logits are wanted).
+/// Called with named activations `[rows, dim]` as they are computed: `embed`, `layer_I` (the residual stream after
+/// block I), `norm` (the final norm, of the rows whose logits are wanted).
 pub type Tap<'a> = &'a mut dyn FnMut(&str, &[f32]);
 
-/// A model at work on some sequences.
+/// The state of some sequences, each in a slot, and the buffers to run batches of them through a model.
 pub struct Session<'m, B: Backend> {
     pub(super) model: &'m Model<B>,
     options: SessionOptions,
@@ -27,7 +27,10 @@ pub struct Session<'m, B: Backend> {
 }
 
 impl<'m, B: Backend> Session<'m, B> {
-    /// Allocates everything that a session needs. No option may be zero.
+    /// Allocates everything that a session needs.
+    ///
+    /// # Errors
+    /// An option is zero; the device has too little memory.
     pub fn new(model: &'m Model<B>, options: SessionOptions) -> Result<Self> {
         for (what, n) in
             [("slots", options.slots), ("context", options.context), ("max_rows", options.max_rows)]
@@ -60,7 +63,7 @@ impl<'m, B: Backend> Session<'m, B> {
     /// Tokens that the slot holds.
     ///
     /// # Errors
-    /// The session has no such slot; so of all methods that name one.
+    /// The session has no such slot; every method that takes a slot has this error.
     pub fn position(&self, slot: usize) -> Result<usize> {
         self.positions.get(slot).copied().ok_or_else(|| self.no_slot(slot))
     }
@@ -70,8 +73,8 @@ impl<'m, B: Backend> Session<'m, B> {
         self.rewind(slot, 0).map(|_| ())
     }
 
-    /// Drops the slot's tokens from `position` on and returns how many it holds then. A delta net's state cannot go
-    /// back: such a model keeps all or nothing.
+    /// Drops the slot's tokens from `position` on and returns how many are left. A delta net's state cannot be rewound:
+    /// such a model keeps all tokens or none.
     pub fn rewind(&mut self, slot: usize, position: usize) -> Result<usize> {
         let now = self.position(slot)?;
         if position < now {
@@ -90,7 +93,10 @@ impl<'m, B: Backend> Session<'m, B> {
         self.logits(wanted).await
     }
 
-    /// The likeliest token after each row whose logits are wanted: [`Session::forward`] without moving the logits.
+    /// The likeliest token after each row whose logits are wanted; the logits stay on the device.
+    ///
+    /// # Errors
+    /// A logit is NaN.
     pub async fn greedy(&mut self, batch: &Batch) -> Result<Vec<u32>> {
         let wanted = self.run(batch, None).await?;
         let vocab = self.model.config.vocab;
@@ -105,7 +111,7 @@ impl<'m, B: Backend> Session<'m, B> {
         largest.into_iter().enumerate().map(token).collect()
     }
 
-    /// [`Session::forward`], showing the activations to `tap`.
+    /// [`Session::forward`] that calls `tap` with the activations.
     pub async fn forward_tapped(&mut self, batch: &Batch, tap: Tap<'_>) -> Result<Vec<f32>> {
         let wanted = self.run(batch, Some(tap)).await?;
         self.logits(wanted).await
@@ -113,6 +119,9 @@ impl<'m, B: Backend> Session<'m, B> {
 
     /// [`Session::extend`] by at least one token; the logits `[vocab]` after the last one.
     pub async fn prefill(&mut self, slot: usize, tokens: &[u32]) -> Result<Vec<f32>> {
+        if tokens.is_empty() {
+            return Err(Error::mismatch("tokens of a prompt", "at least 1", 0));
+        }
         self.extend(slot, tokens).await?;
         self.logits(1).await
     }
@@ -124,20 +133,21 @@ impl<'m, B: Backend> Session<'m, B> {
 
     /// Appends tokens to a slot, in batches of `max_rows`. The logits after the last one stay on the device.
     pub async fn extend(&mut self, slot: usize, tokens: &[u32]) -> Result<()> {
+        let mut position = self.position(slot)?;
         let mut left = tokens;
         while !left.is_empty() {
             let (now, rest) = left.split_at(left.len().min(self.options.max_rows));
-            let mut batch = Batch::of_slot(slot, self.position(slot)?, now, false);
+            let mut batch = Batch::of_slot(slot, position, now, false);
             if let (Some(row), false) = (batch.rows.last_mut(), rest.is_empty()) {
                 row.want_logits = false;
             }
             self.run(&batch, None).await?;
-            left = rest;
+            (left, position) = (rest, position + now.len());
         }
         Ok(())
     }
 
-    /// Runs the batch; how many rows of logits there are now.
+    /// Runs the batch; returns the number of rows of logits.
     async fn run(&mut self, batch: &Batch, tap: Option<Tap<'_>>) -> Result<usize> {
         let segments = self.check(batch)?;
         let wanted: Vec<u32> =
@@ -147,7 +157,8 @@ impl<'m, B: Backend> Session<'m, B> {
         }
         self.write_batch(batch, &segments, &wanted)?;
         if self.model.config.delta_net.is_some() {
-            // Until the pass is through, nobody knows how far these slots' states are: they start over if it fails.
+            // A pass that fails half-way leaves these slots' states at an unknown position, so they count as empty
+            // until it has succeeded.
             segments.iter().for_each(|segment| self.positions[segment.slot] = 0);
         }
 
@@ -233,7 +244,10 @@ impl<'m, B: Backend> Session<'m, B> {
         Ok(bytemuck::cast_vec(self.model.backend.read(&self.scratch.logits, 0, words).await?))
     }
 
-    /// The batch's segments; an error if a row does not fit the session.
+    /// The batch's segments.
+    ///
+    /// # Errors
+    /// A row does not fit the session.
     pub(super) fn check(&self, batch: &Batch) -> Result<Vec<Segment>> {
         let rows = batch.rows.len();
         if rows == 0 || rows > self.options.max_rows {
@@ -263,7 +277,7 @@ impl<'m, B: Backend> Session<'m, B> {
             if !continues && segments.iter().any(|segment| segment.slot == slot) {
                 return Err(Error::invalid(
                     format!("row {i} of a batch"),
-                    format!("rows of slot {slot} do not stand together"),
+                    format!("rows of slot {slot} are not neighbours"),
                 ));
             }
             if position != next {
@@ -314,14 +328,14 @@ impl<'m, B: Backend> Session<'m, B> {
     }
 }
 
-/// Who sees activations, if anybody does.
+/// The tap of a pass, if it has one.
 struct Shown<'b, 't, B> {
     backend: &'b B,
     tap: Option<Tap<'t>>,
 }
 
 impl<B: Backend> Shown<'_, '_, B> {
-    /// Shows `words` values of a buffer to the tap: submits what is recorded, and reads.
+    /// Calls the tap with the first `words` values of a buffer: submits the recorded operations first.
     async fn show(
         &mut self,
         ops: &mut Ops<'_, B>,

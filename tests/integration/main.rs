@@ -19,6 +19,7 @@ mod plans;
 mod quantize;
 mod quantize_feedback;
 mod sampler;
+mod session;
 mod size;
 #[cfg(feature = "cuda")]
 #[path = "../support/skip.rs"]

@@ -27,8 +27,8 @@ pub fn unpack(checkpoint: &mut Checkpoint, config: &Config<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The code of output `out` in a row of words.
+/// The code of output row `out` in a row of words.
 fn code(words: &Words, row: usize, out: usize) -> u32 {
-    let place = out % 8 / 2 + 4 * (out % 2);
-    words.word(row, out / 8) >> (4 * place) & 15
+    let nibble = out % 8 / 2 + 4 * (out % 2);
+    words.word(row, out / 8) >> (4 * nibble) & 15
 }

@@ -1,7 +1,7 @@
 //! GPTQ checkpoints in the layout of AutoGPTQ and GPTQModel. For a layer of `ins` columns and `outs` rows:
 //! `qweight` `[ins * bits / 32, outs]`, each column a stream of codes, low bits first; `qzeros`
 //! `[groups, outs * bits / 32]`, each row such a stream; `scales` `[groups, outs]`; `g_idx` `[ins]`, the group of each
-//! column, which under act-order are not neighbours.
+//! column: with act-order, columns of a group are not neighbours.
 
 use super::Config;
 use super::packed::{Layer, Words, check_shape, layers, neighbours, scales, words};
@@ -11,7 +11,7 @@ use crate::{Error, Result};
 pub fn unpack(checkpoint: &mut Checkpoint, config: &Config<'_>) -> Result<()> {
     let bits = config.bits(&[2, 3, 4, 8])?;
     let group = config.group()?;
-    // The first format stores zero points less one.
+    // The first format stores zero points minus one.
     let offset = match config.text("checkpoint_format") {
         None | Some("gptq") => 1,
         Some("gptq_v2") => 0,
@@ -55,7 +55,7 @@ fn layer(
     Layer { name, ins, outs, groups: group_of, scales, zeros, code }.store(checkpoint)
 }
 
-/// Codes in that many words.
+/// The number of codes of `bits` bits in `words` words.
 fn codes(name: &str, words: usize, bits: u32) -> Result<usize> {
     let total = words.saturating_mul(32);
     if words == 0 || !total.is_multiple_of(bits as usize) {

@@ -1,5 +1,5 @@
-//! Other quantizers' weights, for comparison: round-to-nearest, made in memory, and checkpoints of GPTQ and AWQ. All
-//! of them become f16 matrices, so that the same engine measures them.
+//! Weights of other quantizers, for comparison: round-to-nearest, computed in memory, and GPTQ and AWQ checkpoints. All
+//! become f16 matrices, so that the same engine evaluates them.
 
 mod awq;
 mod gptq;
@@ -13,8 +13,7 @@ use serde_json::Value;
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
-/// Puts f16 matrices in the place of the packed ones, where config.json's `quantization_config` says that the
-/// checkpoint is of GPTQ or AWQ.
+/// Replaces packed matrices by f16 ones if `quantization_config` in config.json names GPTQ or AWQ.
 ///
 /// # Errors
 /// Another method of quantization; a tensor that is missing or does not fit the others, by its name.
@@ -50,7 +49,7 @@ impl Config<'_> {
         bits.ok_or_else(|| self.mismatch("bits", &format!("one of {allowed:?}")))
     }
 
-    /// Input columns that share a scale; none: all.
+    /// Input columns that share a scale; none if all do.
     fn group(&self) -> Result<Option<usize>> {
         let found = ["group_size", "q_group_size"].iter().find_map(|key| self.0[*key].as_i64());
         match found {

@@ -1,5 +1,5 @@
-//! What GPTQ and AWQ layers have in common: whole numbers packed into 32-bit words, and a scale and a zero point for
-//! each group of input columns.
+//! Packed layers of GPTQ and AWQ: integers packed into 32-bit words, and a scale and a zero point for each group of
+//! input columns.
 
 use half::f16;
 use rayon::prelude::*;
@@ -7,10 +7,10 @@ use rayon::prelude::*;
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
-/// Output rows that are unpacked together: their words stand side by side.
+/// Output rows that are unpacked together: their words are neighbours.
 const ROWS: usize = 16;
 
-/// The names before `.qweight`, of every packed layer.
+/// Names of the packed layers, without `.qweight`.
 pub fn layers(checkpoint: &Checkpoint) -> Result<Vec<String>> {
     let layers: Vec<String> =
         checkpoint.names().filter_map(|name| name.strip_suffix(".qweight")).map(str::to_owned).collect();
@@ -29,7 +29,7 @@ pub struct Words {
 }
 
 impl Words {
-    /// The tensor of I32 or U32 called `name`, which has two dimensions.
+    /// The I32 or U32 tensor called `name`, which must have two dimensions.
     pub fn read(checkpoint: &Checkpoint, name: String) -> Result<Self> {
         let words = words(checkpoint, &name)?;
         let &[rows, cols] = checkpoint.raw(&name)?.shape else {
@@ -64,7 +64,7 @@ pub fn check_shape(name: &str, expected: &[usize], found: &[usize]) -> Result<()
     Err(Error::mismatch(format!("tensor {name}"), format!("shape {expected:?}"), format!("{found:?}")))
 }
 
-/// The scales `[groups, outs]` of a layer and how many groups there are.
+/// The number of groups of a layer, and its scales `[groups, outs]`.
 pub fn scales(checkpoint: &Checkpoint, name: &str, outs: usize) -> Result<(usize, Vec<f32>)> {
     let view = checkpoint.tensor(name)?;
     let groups = view.shape.first().copied().unwrap_or(0);
@@ -76,7 +76,10 @@ pub fn scales(checkpoint: &Checkpoint, name: &str, outs: usize) -> Result<(usize
     }
 }
 
-/// The group of each input column where neighbours share one; an error if `groups` are not what that makes.
+/// The group of each input column if neighbours share one.
+///
+/// # Errors
+/// `groups` is not the number of groups that this makes.
 pub fn neighbours(name: &str, ins: usize, group: Option<usize>, groups: usize) -> Result<Vec<usize>> {
     let group = group.unwrap_or(ins).max(1);
     if groups != ins.div_ceil(group) {
@@ -86,7 +89,7 @@ pub fn neighbours(name: &str, ins: usize, group: Option<usize>, groups: usize) -
     Ok((0..ins).map(|column| column / group).collect())
 }
 
-/// A packed layer, understood.
+/// A packed layer with its codes, whatever the packing.
 pub struct Layer<'a, Q> {
     pub name: &'a str,
     pub ins: usize,
@@ -97,12 +100,12 @@ pub struct Layer<'a, Q> {
     pub scales: Vec<f32>,
     /// `[groups, outs]`.
     pub zeros: Vec<u32>,
-    /// The number at (input column, output row).
+    /// The code at (input column, output row).
     pub code: Q,
 }
 
 impl<Q: Fn(usize, usize) -> u32 + Sync> Layer<'_, Q> {
-    /// Puts `scale (code - zero)` `[outs, ins]` in the place of the packed tensors.
+    /// Replaces the packed tensors by the matrix `scale (code - zero)` `[outs, ins]`.
     pub fn store(self, checkpoint: &mut Checkpoint) -> Result<()> {
         let Self { name, ins, outs, groups, scales, zeros, code } = self;
         let mut weights = vec![f16::ZERO; ins * outs];
@@ -122,7 +125,7 @@ impl<Q: Fn(usize, usize) -> u32 + Sync> Layer<'_, Q> {
         let replaced = ["qweight", "qzeros", "scales", "g_idx"].map(|part| format!("{name}.{part}"));
         let weight = format!("{name}.weight");
         if checkpoint.contains(&weight) {
-            return Err(Error::invalid(format!("tensor {weight}"), "it is there packed as well"));
+            return Err(Error::invalid(format!("tensor {weight}"), "its packed form is present as well"));
         }
         checkpoint.replace(&replaced, weight, [outs, ins], weights, None);
         Ok(())

@@ -1,4 +1,4 @@
-//! Round-to-nearest: each group of a row's weights becomes whole steps from a zero point.
+//! Round-to-nearest: a scale and a zero point for each group of a row's weights.
 
 use std::fmt;
 use std::str::FromStr;
@@ -38,7 +38,7 @@ impl fmt::Display for Rtn {
 }
 
 impl Rtn {
-    /// Rounds the matrix called `name`, which becomes f16 and counts as the bytes of codes, scales and zero points.
+    /// Rounds the matrix called `name` to f16 values; its size then counts as that of codes, scales and zero points.
     pub fn round(&self, checkpoint: &mut Checkpoint, name: &str) -> Result<()> {
         let view = checkpoint.tensor(name)?;
         let &[rows, cols] = &view.shape[..] else {
@@ -69,7 +69,7 @@ impl Rtn {
         (rows as u64 * row_bits).div_ceil(8)
     }
 
-    /// Rounds weights that share a scale and a zero point; the range holds 0, so that 0 stays 0.
+    /// Rounds weights that share a scale and a zero point; the range includes 0, so that 0 stays 0.
     fn round_group(&self, weights: &mut [f32]) {
         let low = weights.iter().fold(0f32, |low, w| low.min(*w));
         let high = weights.iter().fold(0f32, |high, w| high.max(*w));

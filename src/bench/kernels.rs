@@ -1,4 +1,4 @@
-//! Linear layers, cold.
+//! Linear layers with cold caches.
 
 use super::{Samples, cold, copies};
 use crate::Result;
@@ -16,14 +16,14 @@ pub struct Case {
     pub rows: usize,
 }
 
-/// One launch's time, and the weight's bytes.
+/// Time of one launch, and bytes of the weight.
 #[derive(Clone, Debug)]
 pub struct Timing {
     pub samples: Samples,
     pub bytes: usize,
 }
 
-/// Times a case.
+/// Times a linear layer.
 pub async fn linear<B: Backend>(backend: &B, case: &Case, repeat: usize) -> Result<Timing> {
     let bytes = case.spec.map_or(case.out * case.cols * 2, |spec| spec.matrix_bytes(case.out, case.cols));
     let random =

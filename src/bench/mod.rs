@@ -1,5 +1,5 @@
-//! Measurements: prefill and decode speed of a model, quantizing, and single kernels cold: every launch works on other
-//! memory, and all of it together is several times larger than any L2.
+//! Measurements: prefill and decode speed of a model, quantizing, and single operations with cold caches: each launch
+//! uses memory of its own, several times the size of any L2 in total.
 
 pub mod kernels;
 pub mod operations;
@@ -13,7 +13,7 @@ use crate::Result;
 use crate::backend::{Backend, unique};
 use crate::ops::Op;
 
-/// Several runs of the same thing.
+/// Times of several runs of the same work.
 #[derive(Clone, Debug)]
 pub struct Samples {
     sorted: Vec<Duration>,
@@ -31,24 +31,25 @@ impl Samples {
         self.sorted[self.sorted.len() / 2].as_secs_f64()
     }
 
-    /// Half of the distance from the fastest to the slowest, over the median.
+    /// Half of the difference between the slowest and the fastest run, relative to the median.
     pub fn spread(&self) -> f64 {
         let (first, last) = (self.sorted[0], self.sorted[self.sorted.len() - 1]);
         (last - first).as_secs_f64() / 2.0 / self.median()
     }
 }
 
-/// Bytes that the memory of one measurement has together, at least, and its launches.
+/// Memory that the launches of one measurement use together, in bytes, if [`LAUNCHES`] allow it.
 const COLD_BYTES: usize = 512 << 20;
+/// Launches of one measurement.
 const LAUNCHES: usize = 64;
 
-/// So many sets of `bytes` each, taken in turns, are cold whenever one's turn comes.
+/// The number of sets of `bytes` each that, used in turn, are never in a cache.
 fn copies(bytes: usize) -> usize {
     COLD_BYTES.div_ceil(bytes).clamp(2, LAUNCHES)
 }
 
-/// Times operations, each on memory of its own, in turns: all in one list, which is replayed where the backend can, so that
-/// what enqueueing them and waiting for them costs the host is not in it. Gives the time of one.
+/// The time of one of the operations `ops`, each of which has memory of its own. They run in one list, replayed if the
+/// backend can, so that the host's time for enqueueing and waiting hardly counts.
 async fn cold<B: Backend>(
     backend: &B,
     ops: &[Op<'_, B::Buffer, B::Weight>],

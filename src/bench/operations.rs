@@ -1,4 +1,4 @@
-//! The operations of a forward pass besides linear layers, each alone and cold, in a real model's sizes.
+//! The operations of a forward pass except linear layers, each alone with cold caches, at a model's sizes.
 
 use std::time::Instant;
 
@@ -10,14 +10,14 @@ use crate::ops::*;
 use crate::pq::Rotation;
 use crate::{Error, Result};
 
-/// How an operation is applied: to `rows` rows of one sequence, the last of them at `position`.
+/// The rows of one sequence that operations run on: `rows` rows, the last at `position`.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     pub rows: usize,
     pub position: usize,
 }
 
-/// One operation's time, and the bytes that it must read and write.
+/// Time of one operation, and the bytes that it must read and write.
 #[derive(Clone, Debug)]
 pub struct Timing {
     pub name: &'static str,
@@ -25,7 +25,7 @@ pub struct Timing {
     pub bytes: usize,
 }
 
-/// Times every operation that a model of this configuration is made of.
+/// Times every operation of a model of this configuration except linear layers.
 ///
 /// # Errors
 /// A position before the last of the rows; a device that fails.
@@ -37,7 +37,7 @@ pub async fn operations<B: Backend>(
 ) -> Result<Vec<Timing>> {
     if case.rows == 0 || case.rows > case.position + 1 {
         let found = format!("{} rows up to position {}", case.rows, case.position);
-        return Err(Error::mismatch("rows", "1 up to the positions that there are", found));
+        return Err(Error::mismatch("rows", "1 to the number of positions", found));
     }
     let bench = Bench { backend, config, case, repeat };
     let mut all = vec![bench.rms_norm().await?, bench.swiglu().await?, bench.gather_rows().await?];
@@ -67,7 +67,7 @@ impl<B: Backend> Bench<'_, B> {
         self.backend.upload(&words.iter().map(|word| *word as u32).collect::<Vec<_>>())
     }
 
-    /// As many inputs of `words` words as are cold together with outputs of `out` words, and those.
+    /// Inputs of `words` words with outputs of `out` words: enough pairs to stay cold.
     fn pairs(&self, words: usize, out: usize) -> Result<Vec<(B::Buffer, B::Buffer)>> {
         (0..copies((words + out) * 4)).map(|_| Ok((self.values(words)?, self.backend.alloc(out)?))).collect()
     }
@@ -80,7 +80,7 @@ impl<B: Backend> Bench<'_, B> {
         Rotation::for_dim(dim).map_or(0, |rotation| rotation.block as u32)
     }
 
-    /// Operations of one kind, of which each must read and write so many words.
+    /// Times operations of one kind, each of which must read and write `words` words.
     async fn timed<'s>(
         &self,
         words: usize,
@@ -161,7 +161,7 @@ impl<B: Backend> Bench<'_, B> {
             weight_offset: arch.norm_offset,
         };
         let queries = heads as usize * head_dim;
-        // Queries in place; keys and values into the cache, of which every element counts as 4 bytes.
+        // Queries are written in place, keys and values into the cache, whose elements count as 4 bytes each.
         let words = rows * (2 * queries + 4 * keys);
         let (q_norm, k_norm) = (norms.as_ref().map(|norms| &norms.0), norms.as_ref().map(|norms| &norms.1));
         let (inv_freq, rows) = (&inv_freq, &positions);
@@ -195,7 +195,7 @@ impl<B: Backend> Bench<'_, B> {
         let (channels, values) = (net.channels(), net.values());
         let stride = channels + values + 2 * net.value_heads;
         let segments = &self.words(&[0, 0, rows, self.case.position + 1 - rows])?;
-        let (held, matrices) = (channels * (net.conv_kernel - 1), values * net.key_dim);
+        let (window, matrices) = (channels * (net.conv_kernel - 1), values * net.key_dim);
         let [rows_word, channels_word, stride_word] = [rows, channels, stride].map(|n| n as u32);
 
         let weight = &self.values(channels * net.conv_kernel)?;
@@ -207,9 +207,9 @@ impl<B: Backend> Bench<'_, B> {
             stride: stride_word,
         };
         let sets = (self.pairs(rows * stride, rows * channels)?.into_iter())
-            .map(|(x, y)| Ok((x, y, backend.alloc(held)?)))
+            .map(|(x, y)| Ok((x, y, backend.alloc(window)?)))
             .collect::<Result<Vec<_>>>()?;
-        let words = 2 * rows * channels + 2 * held + channels * net.conv_kernel;
+        let words = 2 * rows * channels + 2 * window + channels * net.conv_kernel;
         let ops =
             sets.iter().map(|(x, y, state)| CausalConv { x, weight, segments, state, y, params }.into());
         let conv = self.timed(words, ops).await?;
@@ -252,7 +252,7 @@ impl<B: Backend> Bench<'_, B> {
         Ok([conv, delta, self.timed(3 * rows * values, ops).await?])
     }
 
-    /// With its way to the host and back, which is what a step waits for.
+    /// Includes reading the result on the host, which each decode step waits for.
     async fn argmax(&self) -> Result<Timing> {
         let vocab = self.config.vocab;
         let mut runs = Vec::new();
@@ -264,6 +264,6 @@ impl<B: Backend> Bench<'_, B> {
                 runs.push(start.elapsed());
             }
         }
-        Ok(Timing { name: "argmax and its reading", samples: Samples::new(runs), bytes: vocab * 4 })
+        Ok(Timing { name: "argmax with readback", samples: Samples::new(runs), bytes: vocab * 4 })
     }
 }

@@ -9,16 +9,16 @@ use crate::model::random::Random;
 use crate::pq::{PqSpec, Scope, SquaredError};
 use crate::tensor::TensorView;
 
-/// What was measured.
+/// The result of a measurement.
 #[derive(Clone, Debug)]
 pub struct Measured {
     pub samples: Samples,
-    /// Weights of all matrices.
+    /// Number of weights in all matrices.
     pub weights: usize,
     pub error: SquaredError,
 }
 
-/// Quantizes the matrices of a dense random model to `spec`, `repeat` times.
+/// Times quantizing all matrices of a dense random model to `spec`, `repeat` times.
 pub fn quantize(quantizer: &dyn Quantizer, model: &Random, spec: PqSpec, repeat: usize) -> Result<Measured> {
     let (mut runs, mut weights, mut error) = (Vec::new(), 0, SquaredError::default());
     for _ in 0..repeat {

@@ -1,9 +1,9 @@
-//! Real models' sizes, as config.json texts.
+//! Configurations of real models, as config.json texts.
 
 /// The shapes that [`config`] knows.
 pub const NAMES: [&str; 3] = ["llama3-8b", "qwen3-8b", "qwen3.5-9b"];
 
-/// config.json of a shape.
+/// The config.json of a shape.
 pub fn config(name: &str) -> Option<&'static str> {
     match name {
         "llama3-8b" => Some(LLAMA3_8B),

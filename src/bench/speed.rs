@@ -1,4 +1,4 @@
-//! Prefill and decode of a whole model.
+//! Prefill and decode speed of a whole model.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use crate::Result;
 use crate::backend::Backend;
 use crate::model::{Batch, Model, Row, Session, SessionOptions};
 
-/// Runs before the ones that count: kernels are compiled, graphs made.
+/// Runs that are not counted: they compile kernels and capture graphs.
 const WARM_UP: usize = 2;
 
 /// What to measure.
@@ -17,16 +17,16 @@ pub struct Plan {
     pub prompts: Vec<usize>,
     /// Tokens to decode after each prompt.
     pub tokens: usize,
-    /// Sequences side by side.
+    /// Numbers of sequences that decode together.
     pub batches: Vec<usize>,
-    /// Runs that count.
+    /// Runs that are counted.
     pub repeat: usize,
-    /// Rows of one batch, at most.
+    /// The most rows of one batch.
     pub max_rows: usize,
 }
 
 impl Plan {
-    /// The session for prompts of this length and so many sequences.
+    /// The session for `batch` prompts of `prompt` tokens.
     fn session(&self, prompt: usize, batch: usize) -> SessionOptions {
         SessionOptions {
             slots: batch,
@@ -35,7 +35,7 @@ impl Plan {
         }
     }
 
-    /// The largest of its sessions.
+    /// The largest session that it needs.
     pub fn largest(&self) -> SessionOptions {
         let [prompt, batch] =
             [&self.prompts, &self.batches].map(|all| all.iter().copied().max().unwrap_or(1));
@@ -43,20 +43,21 @@ impl Plan {
     }
 }
 
-/// What was measured.
+/// The result of a measurement.
 #[derive(Clone, Debug)]
 pub struct Measured {
     pub what: What,
-    /// Seconds a run.
+    /// Times of the runs.
     pub samples: Samples,
-    /// Tokens a run.
+    /// Tokens per run.
     pub tokens: usize,
-    /// Steps a run: each reads every weight once.
+    /// Passes per run, each of which reads every weight once.
     pub steps: usize,
-    /// Kernels started in a step, where the backend counts them.
+    /// Kernel launches per pass, if the backend counts them.
     pub dispatches: Option<u64>,
 }
 
+/// What was timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     Prefill { prompt: usize },
@@ -73,7 +74,7 @@ impl Measured {
     }
 }
 
-/// Measures everything of the plan, prompts at batch 1 first.
+/// Measures every batch size and prompt length of the plan; prefill at batch size 1 only.
 pub async fn measure<B: Backend>(model: &Model<B>, plan: &Plan) -> Result<Vec<Measured>> {
     let mut all = Vec::new();
     for batch in &plan.batches {
@@ -122,7 +123,7 @@ pub async fn measure<B: Backend>(model: &Model<B>, plan: &Plan) -> Result<Vec<Me
     Ok(all)
 }
 
-/// One greedy token for every slot.
+/// Decodes one greedy token for every slot.
 async fn step<B: Backend>(session: &mut Session<'_, B>, tokens: &[u32]) -> Result<Vec<u32>> {
     let row = |(slot, &token): (usize, &u32)| {
         let position = session.position(slot)? as u32;
@@ -140,7 +141,7 @@ fn best(logits: &[f32]) -> u32 {
     best.0 as u32
 }
 
-/// Some tokens, other ones in every run.
+/// `count` tokens that differ from run to run.
 fn prompt_tokens(vocab: usize, count: usize, run: usize) -> Vec<u32> {
     (0..count).map(|i| ((i * 7919 + run * 104_729 + 13) % vocab) as u32).collect()
 }

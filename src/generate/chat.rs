@@ -1,4 +1,4 @@
-//! [`ChatTemplate`]: a conversation to the text that a model was trained on, by the model's own Jinja template.
+//! [`ChatTemplate`]: turns a conversation into the text format of a model, by the model's own Jinja template.
 //!
 //! The environment is that of transformers' `apply_chat_template`: `trim_blocks` and `lstrip_blocks`, loop controls,
 //! `raise_exception`, `strftime_now`, a `tojson` that keeps the order of keys and escapes nothing for HTML, and the
@@ -15,10 +15,10 @@ use crate::checkpoint::Assets;
 use crate::config::ModelConfig;
 use crate::{Error, Result};
 
-/// Template instructions that a rendering may take: a template that loops for ever is an error.
+/// Template instructions that one rendering may run: an endless loop is an error.
 const FUEL: u64 = 20_000_000;
 
-/// The special tokens whose texts a template may name.
+/// The special tokens whose texts a template may use as variables.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
@@ -60,7 +60,7 @@ impl ChatTemplate {
         })
     }
 
-    /// The text of a conversation, which names its special tokens itself: encode it without adding any. With
+    /// The text of a conversation. It contains its special tokens: encode it without adding any. With
     /// `add_generation_prompt` it ends where the assistant's next turn begins.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let mut variables = self.special_tokens.clone();
@@ -72,7 +72,7 @@ impl ChatTemplate {
     }
 }
 
-/// An environment in which "chat" is the template.
+/// An environment with the template, called "chat".
 fn environment(template: &str) -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
@@ -85,7 +85,7 @@ fn environment(template: &str) -> Result<Environment<'static>, minijinja::Error>
     Ok(environment)
 }
 
-/// One line: what a template raised, or what is wrong with it and where.
+/// A template's error in one line: the message that it raised itself, or the kind and place of its mistake.
 fn invalid(error: minijinja::Error) -> Error {
     let why = match (error.detail(), error.line()) {
         (Some(detail), _) if error.kind() == ErrorKind::InvalidOperation && detail.starts_with(RAISED) => {
@@ -97,7 +97,7 @@ fn invalid(error: minijinja::Error) -> Error {
     Error::invalid("chat template", why.replace('\n', " "))
 }
 
-/// Marks what a template raised itself.
+/// Marks messages that a template raised itself.
 const RAISED: &str = "raised: ";
 
 fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
@@ -114,7 +114,7 @@ fn strftime_now(format: String) -> Result<String, minijinja::Error> {
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
 fn to_json(value: Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
-    // Keys are kept as they are inserted, and non-ASCII text is left alone: what these two ask for.
+    // Keys keep their order and non-ASCII text is never escaped, whatever these two say.
     let _: Option<bool> = options.get("ensure_ascii")?;
     let _: Option<bool> = options.get("sort_keys")?;
     options.assert_all_used()?;
@@ -157,7 +157,7 @@ impl serde_json::ser::Formatter for Spaced {
     }
 }
 
-/// The texts of special tokens by name, from tokenizer_config.json; BOS and EOS else from the ids in config.json.
+/// The texts of special tokens by name: from tokenizer_config.json, or, for BOS and EOS, by the ids in config.json.
 fn special_tokens(
     assets: &Assets,
     config: &ModelConfig,
@@ -171,7 +171,7 @@ fn special_tokens(
     for name in SPECIAL_TOKENS {
         let entry = tokenizer_config.get(name);
         let text = entry.and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str())).map(str::to_string);
-        // A null says that the model has no such token.
+        // null: the model has no such token.
         let by_id = || ids.iter().find(|(n, _)| *n == name).and_then(|(_, id)| tokenizer.token((*id)?));
         if let Some(text) = if entry.is_some() { text } else { by_id() } {
             tokens.insert(name.to_string(), text.into());

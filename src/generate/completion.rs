@@ -1,4 +1,4 @@
-//! [`Completion`]: what each drawn token does to the text, and when the text ends.
+//! [`Completion`]: turns sampled tokens into text and decides when the text ends.
 
 use super::{Decoder, Tokenizer};
 use crate::{Error, Result};
@@ -6,22 +6,22 @@ use crate::{Error, Result};
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// The model ended it.
+    /// The model generated an end-of-text token.
     EndOfText,
     /// A stop string appeared.
     StopString,
-    /// As many tokens as were asked for.
+    /// The token limit was reached.
     Tokens,
     /// The context is full.
     Context,
-    /// The user broke it off.
+    /// The user cancelled it.
     Cancelled,
     /// An error.
     Failed,
 }
 
 impl StopReason {
-    /// For people.
+    /// The reason in words, for users.
     pub fn describe(self) -> &'static str {
         match self {
             StopReason::EndOfText => "end of text",
@@ -34,16 +34,16 @@ impl StopReason {
     }
 }
 
-/// When to stop of one's own accord.
+/// When to stop before the model ends the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Tokens to draw at most.
+    /// The largest number of tokens to generate.
     pub tokens: Option<usize>,
-    /// Texts that end the text; they are left out of it.
+    /// Strings that end the text and are not part of it.
     pub stop: Vec<String>,
 }
 
-/// A text in the making: ids go in, text comes out once it is certain.
+/// A text being generated: token ids go in, text comes out as soon as later tokens cannot change it.
 pub struct Completion<'t> {
     decoder: Decoder<'t>,
     stops: StopStrings,
@@ -53,7 +53,7 @@ pub struct Completion<'t> {
 }
 
 impl<'t> Completion<'t> {
-    /// A text that the ids `eos` end.
+    /// A text that any of the ids `eos` ends.
     ///
     /// # Errors
     /// A stop string is empty.
@@ -63,8 +63,8 @@ impl<'t> Completion<'t> {
         Ok(Self { decoder: Decoder::new(tokenizer), stops, eos: eos.to_vec(), left: limits.tokens, reason })
     }
 
-    /// The text that `token` makes certain, perhaps empty. Where the token ends the text, [`Completion::reason`]
-    /// says so, and nothing is held back any more.
+    /// Adds a token; returns the text that is certain now, perhaps empty. If the token ends the text,
+    /// [`Completion::reason`] is set and the rest of the text is returned.
     pub fn push(&mut self, token: u32) -> Result<String> {
         if self.eos.contains(&token) {
             return self.end(StopReason::EndOfText);
@@ -83,7 +83,7 @@ impl<'t> Completion<'t> {
         Ok(text)
     }
 
-    /// Ends the text from outside; what was still held back.
+    /// Ends the text; returns the rest that was held back.
     pub fn end(&mut self, reason: StopReason) -> Result<String> {
         let mut text = self.decoder.finish()?;
         let stopped = self.stops.push(&mut text);
@@ -94,13 +94,13 @@ impl<'t> Completion<'t> {
         Ok(text)
     }
 
-    /// Why the text ended, once it has.
+    /// Why the text ended; none while it goes on.
     pub fn reason(&self) -> Option<StopReason> {
         self.reason
     }
 }
 
-/// Looks for stop strings in a text that arrives in pieces, and holds back what may be the beginning of one.
+/// Finds stop strings in a text that arrives in pieces; holds back text that may be the beginning of one.
 pub struct StopStrings {
     stops: Vec<String>,
     held: String,
@@ -116,8 +116,8 @@ impl StopStrings {
         }
     }
 
-    /// Replaces the next `piece` of the text by what is certain now. True at a stop string: the piece then is what
-    /// stood before it, and the text ends.
+    /// Replaces `piece`, the next of the text, by the text that is certain now. True if a stop string was found:
+    /// `piece` then ends before it.
     pub fn push(&mut self, piece: &mut String) -> bool {
         self.held += piece;
         let found = self.stops.iter().filter_map(|stop| self.held.find(stop)).min();
@@ -127,12 +127,12 @@ impl StopStrings {
         found.is_some()
     }
 
-    /// What was held back, at the end of the text.
+    /// The text still held back, at the end.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 
-    /// Bytes of the longest end of the text that a stop string begins with.
+    /// Length in bytes of the longest suffix of the text that is a prefix of a stop string.
     fn open(&self) -> usize {
         let longest = |stop: &String| {
             (1..stop.len())

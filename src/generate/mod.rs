@@ -1,4 +1,4 @@
-//! From a prompt to text: tokens, chat templates, sampling, and the stream that joins them to a model's session.
+//! From a prompt to text: tokenizer, chat templates, sampling, and text streams over a model's session.
 
 mod chat;
 mod completion;

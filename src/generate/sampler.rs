@@ -1,4 +1,4 @@
-//! [`Sampler`]: logits to a token.
+//! [`Sampler`]: chooses a token by its logits.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -6,13 +6,13 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// How tokens are drawn. The filters apply in the order in which transformers applies them, which is that of the
-/// fields: the temperatures that models publish are meant so (llama.cpp puts the temperature last).
+/// How tokens are sampled. The filters apply in the order of the fields, which is that of transformers and so the one
+/// that the published settings of models assume (llama.cpp applies the temperature last).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Positive logits of tokens that stand in the text already are divided by this, negative ones multiplied; 1: off.
+    /// Divides positive logits of tokens that are in the text already, multiplies negative ones; 1: off.
     pub repetition_penalty: f32,
-    /// Logits are divided by this; 0: the likeliest token always, by lowest id among equals.
+    /// Divides the logits; 0: always the likeliest token, the lowest id among equals.
     pub temperature: f32,
     /// Only the `top_k` likeliest tokens are kept; 0: off.
     pub top_k: usize,
@@ -31,13 +31,13 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// The likeliest token always.
+    /// Always the likeliest token.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
     }
 
-    /// What a model's generation_config.json recommends. Any one of its sampling keys replaces the default
-    /// temperature and top-p; `"do_sample": false` makes it greedy.
+    /// The settings of a model's generation_config.json. If it has any sampling key, temperature and top-p default to 1
+    /// instead of [`Sampling::default`]; `"do_sample": false` makes it greedy.
     pub fn from_generation_config(json: &str) -> Result<Self> {
         let file = "generation_config.json";
         let config: Value = serde_json::from_str(json).map_err(|e| Error::invalid(file, e))?;
@@ -65,7 +65,7 @@ impl Sampling {
         Ok(sampling)
     }
 
-    /// Every value in its range?
+    /// Fails if a value is out of its range.
     fn check(&self) -> Result<()> {
         let within = |name: &str, value: f32, good: bool, expected: &str| match good {
             true => Ok(()),
@@ -81,11 +81,11 @@ impl Sampling {
     }
 }
 
-/// Draws tokens from logits.
+/// Samples tokens from logits.
 pub struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
-    /// Token and logit (then weight) of each token still in question: scratch.
+    /// Scratch: the tokens that the filters have kept, each with its logit, later its weight.
     candidates: Vec<(u32, f64)>,
 }
 
@@ -98,11 +98,11 @@ impl Sampler {
         Ok(Self { sampling, random, candidates: Vec::new() })
     }
 
-    /// A token for `logits [vocab]`, where `text` holds the tokens so far, prompt included. A logit of -inf rules a
-    /// token out.
+    /// A token for `logits` `[vocab]`; `text` holds the tokens so far, prompt included. A logit of -inf excludes a
+    /// token.
     ///
     /// # Errors
-    /// A logit is NaN or +inf, or every token is ruled out.
+    /// A logit is NaN or +inf, or every token is excluded.
     pub fn sample(&mut self, logits: &[f32], text: &[u32]) -> Result<u32> {
         if let Some((token, logit)) =
             logits.iter().enumerate().find(|(_, l)| l.is_nan() || **l == f32::INFINITY)
@@ -115,7 +115,7 @@ impl Sampler {
         self.choose()
     }
 
-    /// Of how many of the likeliest tokens it is enough to know the logits, whatever the text; none if all count.
+    /// The number of likeliest tokens whose logits [`Sampler::sample_top`] needs; none if it takes all logits.
     pub fn decides_among(&self) -> Option<usize> {
         let Sampling { repetition_penalty, temperature, top_k, .. } = self.sampling;
         match top_k {
@@ -126,8 +126,8 @@ impl Sampler {
         }
     }
 
-    /// [`Sampler::sample`], to the same token, from the [`Sampler::decides_among`] likeliest tokens with their logits,
-    /// as [`crate::backend::Backend::top_k`] orders them.
+    /// The same token as [`Sampler::sample`], from the [`Sampler::decides_among`] likeliest tokens with their logits,
+    /// in the order of [`crate::backend::Backend::top_k`].
     pub fn sample_top(&mut self, top: &[(u32, f32)]) -> Result<u32> {
         if let Some((token, logit)) = top.iter().find(|(_, l)| l.is_nan() || *l == f32::INFINITY) {
             return Err(Error::mismatch(format!("logit of token {token}"), "a finite number", logit));
@@ -137,13 +137,13 @@ impl Sampler {
         self.choose()
     }
 
-    /// Filters the candidates, which still have their logits, and draws one.
+    /// Filters the candidates, which have their logits, and samples one.
     fn choose(&mut self) -> Result<u32> {
         self.candidates.retain(|(_, logit)| *logit > f64::NEG_INFINITY);
         let likeliest =
             self.candidates.iter().copied().reduce(|best, next| if next.1 > best.1 { next } else { best });
         let Some((likeliest, max)) = likeliest else {
-            return Err(Error::mismatch("logits", "a token that is not ruled out", "none"));
+            return Err(Error::mismatch("logits", "a token that is not excluded", "none"));
         };
         if self.sampling.temperature == 0.0 {
             return Ok(likeliest);
@@ -159,7 +159,7 @@ impl Sampler {
         Ok(self.draw())
     }
 
-    /// Each token of the text counts once, however often it stands there.
+    /// Applies the repetition penalty, once for each distinct token of the text.
     fn penalize(&mut self, text: &[u32]) {
         let penalty = self.sampling.repetition_penalty as f64;
         if penalty == 1.0 {
@@ -174,7 +174,7 @@ impl Sampler {
         }
     }
 
-    /// Keeps the `top_k` of greatest logit, in falling order; among equals, the lowest ids.
+    /// Keeps the `top_k` largest logits, in falling order; among equals, the lowest ids.
     fn keep_top_k(&mut self) {
         let k = self.sampling.top_k;
         if k == 0 {
@@ -187,7 +187,7 @@ impl Sampler {
         self.candidates.sort_unstable_by(heavier);
     }
 
-    /// Keeps the fewest of greatest weight that together reach `top_p` of the weight of all.
+    /// Keeps the smallest set of largest weights that sums to at least `top_p` of the total.
     fn keep_top_p(&mut self) {
         if self.sampling.top_p >= 1.0 {
             return;
@@ -196,7 +196,7 @@ impl Sampler {
             self.sampling.top_p as f64 * self.candidates.iter().map(|(_, weight)| weight).sum::<f64>();
         let (mut sorted, mut sum) = (0, 0.0);
         while sorted < self.candidates.len() {
-            // Few tokens hold most of the weight: sort a front of growing size, not the whole vocabulary.
+            // A few tokens have most of the weight: sort a growing prefix instead of the whole vocabulary.
             let front = (sorted * 4).max(64).min(self.candidates.len());
             let rest = &mut self.candidates[sorted..];
             if front - sorted < rest.len() {
@@ -213,7 +213,7 @@ impl Sampler {
         }
     }
 
-    /// One of the candidates, of which there is at least one, in proportion to its weight.
+    /// Samples one of the candidates in proportion to the weights; there is at least one.
     fn draw(&mut self) -> u32 {
         let total: f64 = self.candidates.iter().map(|(_, weight)| weight).sum();
         let uniform = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
@@ -224,17 +224,17 @@ impl Sampler {
                 return token;
             }
         }
-        // Rounding may leave a little: it belongs to the last.
+        // Rounding may leave a remainder, which counts for the last.
         self.candidates[self.candidates.len() - 1].0
     }
 }
 
-/// Order by falling weight, then by rising id.
+/// Orders by falling weight, then by rising id.
 fn heavier(a: &(u32, f64), b: &(u32, f64)) -> std::cmp::Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
-/// A logit; the two zeros are one, as orders by value have them.
+/// A logit, with -0 as +0: they are equal, but `total_cmp` would order them.
 fn number(logit: f32) -> f64 {
     f64::from(logit) + 0.0
 }

@@ -1,22 +1,22 @@
-//! [`Stats`]: what a generation took.
+//! [`Stats`]: counts and times of a generation.
 
 use std::time::Duration;
 
 /// Counts and times of one generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stats {
-    /// Tokens that were read before the first was drawn; what the session held from earlier is left out.
+    /// Prompt tokens that were processed; tokens that the session held already do not count.
     pub prompt_tokens: usize,
-    /// The time until the first was drawn.
+    /// From the start to the first generated token.
     pub prompt_time: Duration,
-    /// Tokens that were drawn, the one that ended the text included.
+    /// Generated tokens, the one that ended the text included.
     pub generated_tokens: usize,
-    /// From the first of them, which came with the prompt, to the last.
+    /// From the first generated token, which counts for the prompt, to the last.
     pub generation_time: Duration,
 }
 
 impl Stats {
-    /// Prompt tokens read per second.
+    /// Prompt tokens per second.
     pub fn prompt_rate(&self) -> f64 {
         rate(self.prompt_tokens, self.prompt_time)
     }
@@ -34,13 +34,13 @@ impl Stats {
         }
     }
 
-    /// Bytes of weights read per second while generating, where each token reads `weight_bytes`.
+    /// Bytes of weights read per second while generating, at `weight_bytes` for each token.
     pub fn weight_rate(&self, weight_bytes: u64) -> f64 {
         self.generation_rate() * weight_bytes as f64
     }
 }
 
-/// `count` per second; 0 where no time was taken.
+/// `count` per second; 0 if no time has passed.
 fn rate(count: usize, time: Duration) -> f64 {
     if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
 }

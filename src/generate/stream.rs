@@ -1,4 +1,4 @@
-//! [`Generator`]: a model's session with the tokens that it holds, and [`TokenStream`]: the text it writes.
+//! [`Generator`]: generates texts with one session of a model, and [`TokenStream`]: one text, piece by piece.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,8 +9,8 @@ use crate::backend::Backend;
 use crate::model::{Model, Session, SessionOptions};
 use crate::{Error, Result};
 
-/// Writes texts, one after the other. What a prompt shares with the text before it, as each turn of a chat does, is
-/// not read again.
+/// Generates texts, one after the other. The prefix that a prompt shares with the text before it, as in a chat, is not
+/// processed again.
 pub struct Generator<'m, B: Backend> {
     session: Session<'m, B>,
     tokenizer: &'m Tokenizer,
@@ -19,23 +19,23 @@ pub struct Generator<'m, B: Backend> {
 }
 
 impl<'m, B: Backend> Generator<'m, B> {
-    /// With room for texts of `context` tokens, prompt included.
+    /// For texts of up to `context` tokens, prompt included.
     pub fn new(model: &'m Model<B>, tokenizer: &'m Tokenizer, context: usize) -> Result<Self> {
         let session = Session::new(model, Self::options(context))?;
         Ok(Self { session, tokenizer, held: Vec::new() })
     }
 
-    /// The session's options for texts of `context` tokens.
+    /// The session's options for texts of up to `context` tokens.
     pub fn options(context: usize) -> SessionOptions {
         SessionOptions { slots: 1, context, ..SessionOptions::default() }
     }
 
-    /// Tokens that a text may have.
+    /// The most tokens that a text may have, prompt included.
     pub fn context(&self) -> usize {
         self.session.options().context
     }
 
-    /// The text that follows `prompt`. `cancel` ends it at the next token.
+    /// Generates the text after `prompt`. Setting `cancel` ends it at the next token.
     ///
     /// # Errors
     /// The prompt is empty or longer than the context, or a stop string is empty.
@@ -55,7 +55,7 @@ impl<'m, B: Backend> Generator<'m, B> {
             return Err(Error::mismatch("prompt", expected, format!("{} tokens", prompt.len())));
         }
         let completion = Completion::new(self.tokenizer, &self.session.model().config().eos, limits)?;
-        // The last token is always read: its logits draw the next.
+        // The last token is always processed: its logits choose the next.
         let shared = self.held.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();
         self.held.truncate(self.session.rewind(0, shared)?);
         let stats = Stats::default();
@@ -70,7 +70,7 @@ impl<'m, B: Backend> Generator<'m, B> {
         })
     }
 
-    /// Reads the next batch of `text`, which begins with the tokens held.
+    /// Processes the next batch of `text`, which begins with the tokens held.
     async fn advance(&mut self, text: &[u32]) -> Result<()> {
         let new = &text[self.held.len()..];
         let batch = &new[..new.len().min(self.session.options().max_rows)];
@@ -85,8 +85,9 @@ impl<'m, B: Backend> Generator<'m, B> {
         read
     }
 
-    /// A token to follow `text`, all of which is held: from the few likeliest where they decide, else from all logits.
-    async fn draw(&self, sampler: &mut Sampler, text: &[u32]) -> Result<u32> {
+    /// Samples the token after `text`, all of which is held: from the few likeliest if they decide, else from all
+    /// logits.
+    async fn sample(&self, sampler: &mut Sampler, text: &[u32]) -> Result<u32> {
         // Rows of the head beyond the tokenizer's last id are padding.
         let tokens = self.tokenizer.len().min(self.session.model().config().vocab);
         match sampler.decides_among() {
@@ -96,23 +97,23 @@ impl<'m, B: Backend> Generator<'m, B> {
     }
 }
 
-/// A text as it is written, piece by piece: whole characters, no special tokens, nothing of a stop string.
+/// A text as it is generated, piece by piece: whole characters, no special tokens, no stop strings.
 ///
-/// An [`Iterator`] where a thread may block, [`TokenStream::next_piece`] where not.
+/// An [`Iterator`] if the thread may block; [`TokenStream::next_piece`] if not.
 pub struct TokenStream<'g, 'm, B: Backend> {
     generator: &'g mut Generator<'m, B>,
     sampler: &'g mut Sampler,
     completion: Completion<'m>,
     cancel: Option<&'g AtomicBool>,
-    /// Prompt and what was drawn.
+    /// The prompt and the generated tokens.
     text: Vec<u32>,
     stats: Stats,
-    /// The start of the phase: of reading the prompt until the first token is drawn, then of generating.
+    /// Start of the phase: of the prompt until the first token is sampled, then of generation.
     clock: Option<Instant>,
 }
 
 impl<B: Backend> TokenStream<'_, '_, B> {
-    /// The next piece, never empty; none at the end of the text.
+    /// The next piece, never empty; none after the end of the text.
     ///
     /// # Errors
     /// The backend fails, or the model's logits are not numbers.
@@ -126,12 +127,12 @@ impl<B: Backend> TokenStream<'_, '_, B> {
         Ok(None)
     }
 
-    /// Why the text ended, once it has.
+    /// Why the text ended; none while it goes on.
     pub fn reason(&self) -> Option<StopReason> {
         self.completion.reason()
     }
 
-    /// Ends the text after an error; what was held back until then.
+    /// Ends the text after an error; returns the rest that was held back.
     pub fn fail(&mut self) -> String {
         self.completion.end(StopReason::Failed).unwrap_or_default()
     }
@@ -141,7 +142,7 @@ impl<B: Backend> TokenStream<'_, '_, B> {
         self.stats
     }
 
-    /// Reads one batch and, where the text is all read, draws one token.
+    /// Processes one batch and, if that was the last of the text, samples one token.
     async fn step(&mut self) -> Result<String> {
         if self.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
             return self.completion.end(StopReason::Cancelled);
@@ -162,11 +163,11 @@ impl<B: Backend> TokenStream<'_, '_, B> {
                 return Ok(String::new());
             }
         }
-        let token = self.generator.draw(self.sampler, &self.text).await?;
+        let token = self.generator.sample(self.sampler, &self.text).await?;
         self.text.push(token);
         self.stats.generated_tokens += 1;
         if first {
-            // Devices read on while more is recorded for them: the prompt is read when the token behind it is there.
+            // Devices work asynchronously: the prompt is finished only when the token after it has arrived.
             self.stats.prompt_time = clock.elapsed();
             self.clock = Some(Instant::now());
         } else {

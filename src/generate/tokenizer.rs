@@ -18,7 +18,7 @@ impl Tokenizer {
     pub fn new(json: &str, vocab: usize) -> Result<Self> {
         let mut inner = tokenizers::Tokenizer::from_bytes(json)
             .map_err(|e| Error::invalid("tokenizer.json", e.to_string().replace('\n', " ")))?;
-        // What a training script left on would cut or pad every prompt.
+        // Left on by some training scripts; they would cut or pad every prompt.
         inner.with_truncation(None).map_err(|e| Error::invalid("tokenizer.json", e))?;
         inner.with_padding(None);
         let last = inner.get_vocab(true).into_values().max();
@@ -35,16 +35,15 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The token that starts every text, if the tokenizer adds one: it stands alone before an empty text and first
-    /// before any other.
+    /// The token that starts every text, if the tokenizer adds one: the first of an empty text and of any other.
     fn detect_bos(&self) -> Result<Option<u32>> {
         let empty = self.encode("", true)?;
         let text = self.encode("a", true)?;
         Ok(empty.first().copied().filter(|bos| text.len() > 1 && text.first() == Some(bos)))
     }
 
-    /// The ids of a text, with the tokens that the tokenizer itself puts around it if `add_special_tokens`. Special
-    /// tokens written out in the text are recognised either way.
+    /// The ids of a text; with the special tokens that the tokenizer puts around texts if `add_special_tokens`. Special
+    /// tokens spelled out in the text are recognised either way.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         let encoding = self
             .inner
@@ -53,7 +52,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of ids; bytes that are no UTF-8 become U+FFFD.
+    /// The text of ids; bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         self.inner.decode(ids, skip_special_tokens).map_err(|e| Error::invalid("tokenizer.json", e))
     }
@@ -68,7 +67,7 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
-    /// Whether `encode(text, true)` begins with a token that marks the beginning.
+    /// Whether `encode(text, true)` begins with a BOS token.
     pub fn adds_bos(&self) -> bool {
         self.bos.is_some()
     }
@@ -80,16 +79,16 @@ impl Tokenizer {
     }
 }
 
-/// Decodes ids one at a time, and holds back a character whose bytes are not all there yet.
+/// Decodes ids one at a time; holds back a character until all its bytes have arrived.
 ///
-/// Special tokens are left out. The pieces, joined, are what [`Tokenizer::decode`] makes of all the ids.
+/// Special tokens are left out. The pieces together equal [`Tokenizer::decode`] of all ids.
 pub struct Decoder<'t> {
     tokenizer: &'t Tokenizer,
-    /// The last ids: a decoder may treat the first token of a text apart, so one whole piece is kept as context.
+    /// The last ids: decoding may depend on whether a token is the first, so one whole piece is kept as context.
     ids: Vec<u32>,
-    /// Bytes of the text of `ids` that have been handed out.
+    /// Bytes of the text of `ids` that have been returned.
     given: usize,
-    /// Ids before the last piece that ended with a whole character.
+    /// Of `ids`, those of the last whole piece.
     context: usize,
 }
 
@@ -114,7 +113,7 @@ impl<'t> Decoder<'t> {
         Ok(piece)
     }
 
-    /// What is still held back at the end of a text: U+FFFD for an unfinished character, else nothing.
+    /// The rest at the end of a text: U+FFFD for an unfinished character, else nothing.
     pub fn finish(&mut self) -> Result<String> {
         let text = self.tokenizer.decode(&self.ids, true)?;
         let rest = text.get(self.given..).unwrap_or_default().to_string();

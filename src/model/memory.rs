@@ -1,4 +1,4 @@
-//! What a model and its session take of a device's memory, known before anything is allocated.
+//! Device memory of a model and its session, computed before anything is allocated.
 
 use std::collections::BTreeSet;
 
@@ -9,14 +9,14 @@ use crate::Result;
 use crate::backend::Backend;
 use crate::config::{Mixer, ModelConfig};
 
-/// Bytes of the weights that a model loads of `source`: not of tensors that it leaves, as a vision tower.
+/// Bytes of the weights that a model loads from `source`; ignored tensors, such as a vision tower's, do not count.
 pub fn weights<B: Backend>(backend: &B, source: &Source) -> Result<u64> {
     let present: BTreeSet<&str> = source.names().collect();
     let mut bytes = 4 * source.config().rope.inv_freq().len() as u64;
     for tensor in arch::tensors(source.config(), &|name| present.contains(name)) {
         bytes += match tensor.shape[..] {
             [_, _] => backend.weight_bytes(&source.form(&tensor.name)?),
-            // Norms and the like, as f32.
+            // Norms and other small tensors, as f32.
             _ => 4 * tensor.shape.iter().product::<usize>() as u64,
         };
     }

@@ -1,4 +1,4 @@
-//! [`Pass`]: what the blocks of a model hand on to each other.
+//! [`Pass`]: the operations of one batch as the blocks record them.
 
 use super::arch::arch;
 use super::linear::{Linear, LinearIo};
@@ -7,10 +7,10 @@ use crate::backend::Backend;
 use crate::config::ModelConfig;
 use crate::ops::{GatherRows, GatherRowsParams, Op, RmsNorm, RmsNormParams};
 
-/// The operations of a backend, recorded.
+/// Recorded operations of a backend.
 pub type Ops<'a, B> = Vec<Op<'a, <B as Backend>::Buffer, <B as Backend>::Weight>>;
 
-/// One batch on its way through the blocks: what they read, and the operations that they record.
+/// What the blocks need to record a batch, and what they have recorded.
 pub struct Pass<'a, B: Backend> {
     pub(super) config: &'a ModelConfig,
     pub(super) inv_freq: &'a B::Buffer,
@@ -18,7 +18,7 @@ pub struct Pass<'a, B: Backend> {
     pub(super) rows: u32,
     pub(super) segments: u32,
     pub(super) context: usize,
-    /// Where a copy of what each [`Linear`] of a block reads goes, in their order; empty where nobody wants one.
+    /// Buffers for copies of the inputs of a block's [`Linear`]s, in their order; empty if no copies are wanted.
     pub(super) inputs: &'a [B::Buffer],
     pub(super) ops: Ops<'a, B>,
 }
@@ -53,7 +53,8 @@ impl<'a, B: Backend> Pass<'a, B> {
         linear.record(&mut self.ops, io);
     }
 
-    /// Copies the rows that [`Scratch::wanted`] names of a linear layer's input `[*, dim]`, if anybody wants them.
+    /// Copies the rows [`Scratch::wanted`] of a linear layer's input `[*, dim]` to the next of [`Pass::inputs`], if
+    /// any.
     fn copy_input(&mut self, x: &'a B::Buffer, dim: usize) {
         if let Some((y, rest)) = self.inputs.split_first() {
             self.inputs = rest;

@@ -7,16 +7,16 @@ use super::cells::Cells;
 /// Vectors that are searched together, one in each SIMD lane.
 const LANES: usize = 64;
 
-/// A codebook made ready for search: for each centroid c its `d` elements, then -|c|^2 / 2, so that the nearest
-/// centroid of x is the one with the largest x.c - |c|^2 / 2.
+/// A codebook prepared for search: each centroid c is followed by -|c|^2 / 2, because the nearest centroid of x has the
+/// largest x.c - |c|^2 / 2.
 ///
-/// Sums run in index order and never fuse, so the same vectors give the same codes on every machine.
+/// Sums run in index order without fused multiply-add, so the same vectors give the same codes on every machine.
 #[derive(Clone, Debug)]
 pub struct Nearest {
     d: usize,
     /// `[k, d + 1]`.
     rows: Vec<f32>,
-    /// Where there are many vectors to come.
+    /// For many vectors.
     cells: Option<Cells>,
 }
 
@@ -33,7 +33,7 @@ impl Nearest {
         Self { d, rows, cells: None }
     }
 
-    /// The same, faster for `count` vectors or more.
+    /// [`Nearest::new`], prepared for `count` vectors or more: searches faster.
     pub fn for_many(centroids: &[f32], d: usize, count: usize) -> Self {
         Self { cells: Cells::new(centroids, d, count), ..Self::new(centroids, d) }
     }
@@ -69,7 +69,7 @@ impl Nearest {
         }
     }
 
-    /// The nearest centroid of a vector of which only the first `x.len() <= d` elements count.
+    /// The nearest centroid of a vector `x` of at most d elements, by those elements alone.
     pub fn assign_ragged(&self, x: &[f32]) -> u16 {
         let mut best = (f32::NEG_INFINITY, 0);
         for (i, row) in self.rows.chunks_exact(self.d + 1).enumerate() {

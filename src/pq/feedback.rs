@@ -1,6 +1,6 @@
 //! [`Feedback`]: error feedback, the recursion of GPTQ (arXiv 2210.17323) on sub-vectors, in the form of QuIP's LDLQ
 //! (arXiv 2307.13304): H = U D U^T with U unit upper triangular in blocks of d, and each sub-vector is quantized
-//! after U has added to it what the errors before it ask for.
+//! after the errors of those before it, multiplied by U, have been added.
 
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -8,9 +8,10 @@ use rayon::prelude::*;
 use super::assign::Nearest;
 use crate::gemm::{Mat, matmul};
 
-/// Rows that are coded together, one in each SIMD lane.
+/// Rows that are assigned together.
 pub const ROWS: usize = 64;
-/// Columns of a block. Errors reach later blocks by a matrix product, columns of their own block at once.
+/// Columns of a block. Errors are added to later columns of their own block at once, to later blocks by a matrix
+/// product.
 pub const BLOCK: usize = 128;
 
 /// How much of each column's error is added to the columns after it, for sub-vectors of `d` columns.
@@ -42,7 +43,7 @@ impl Feedback {
         Self { d, cols, shares }
     }
 
-    /// Columns, and columns of a sub-vector.
+    /// (columns of a matrix, columns of a sub-vector).
     pub fn shape(&self) -> (usize, usize) {
         (self.cols, self.d)
     }
@@ -52,8 +53,8 @@ impl Feedback {
         &self.shares
     }
 
-    /// Codes up to [`ROWS`] prepared rows `weights` `[rows, cols]` into `codes` `[rows, subspaces]`. `codebook` gives
-    /// the centroids `[k, d]`, and their search, of a subspace.
+    /// Assigns up to [`ROWS`] prepared rows `weights` `[rows, cols]` into `codes` `[rows, subspaces]`. `codebook` gives
+    /// the centroids `[k, d]` of a subspace and their search.
     pub fn assign<'b>(
         &self,
         weights: &[f32],

@@ -1,14 +1,14 @@
-//! Lloyd's k-means: the same bytes on every machine and for any number of threads.
+//! Lloyd's k-means. Results are bit-identical on every machine and for any number of threads.
 
 use rayon::prelude::*;
 
 use super::assign::Nearest;
 
-/// Vectors that one task assigns. Assignment does not depend on it; sums run over all vectors in order.
+/// Vectors that one task assigns. Results do not depend on it: sums run over all vectors in order.
 const CHUNK: usize = 4096;
 
 /// Moves `centroids` `[k, d]` towards the means of the `vectors` `[n, d]` nearest to them, `steps` times or until
-/// nothing changes. A centroid without vectors moves to the vector that is worst represented.
+/// nothing changes. A centroid without vectors moves to the vector with the largest error.
 pub fn lloyd(vectors: &[f32], d: usize, centroids: &mut [f32], steps: usize) {
     let mut codes = vec![0; vectors.len() / d];
     let mut previous = Vec::new();
@@ -34,7 +34,7 @@ fn assign(vectors: &[f32], d: usize, centroids: &[f32], codes: &mut [u16]) {
         .for_each(|(codes, vectors)| nearest.assign(vectors, codes));
 }
 
-/// Replaces each centroid by the mean of its vectors; the centroids that have none come back.
+/// Replaces each centroid by the mean of its vectors; returns the centroids that have none.
 fn update(vectors: &[f32], d: usize, centroids: &mut [f32], codes: &[u16]) -> Vec<usize> {
     let mut sums = vec![0f64; centroids.len()];
     let mut counts = vec![0u32; centroids.len() / d];
@@ -55,7 +55,7 @@ fn update(vectors: &[f32], d: usize, centroids: &mut [f32], codes: &[u16]) -> Ve
     (0..counts.len()).filter(|&i| counts[i] == 0).collect()
 }
 
-/// Moves the `empty` centroids to the vectors farthest from their own, one vector per cluster first.
+/// Moves the `empty` centroids to the vectors with the largest errors.
 fn reseed(vectors: &[f32], d: usize, centroids: &mut [f32], codes: &[u16], empty: &[usize]) {
     let mut worst: Vec<(f32, usize)> = vectors
         .chunks_exact(d)
@@ -65,9 +65,9 @@ fn reseed(vectors: &[f32], d: usize, centroids: &mut [f32], codes: &[u16], empty
         .filter_map(|(i, error)| (error > 0.0).then_some((error, i)))
         .collect();
     worst.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    for (&slot, &(_, i)) in empty.iter().zip(&worst) {
+    for (&centroid, &(_, i)) in empty.iter().zip(&worst) {
         let vector = &vectors[i * d..][..d];
-        centroids[slot * d..][..d].copy_from_slice(vector);
+        centroids[centroid * d..][..d].copy_from_slice(vector);
     }
 }
 

@@ -20,14 +20,14 @@ pub struct PqMatrix<'a> {
     pub cols: usize,
     /// `[rows, row_bytes]`: each row's codes, log2 K bits each, lowest bits first.
     pub codes: Cow<'a, [u8]>,
-    /// `[codebooks, k, d]`; shared by every matrix that uses the same universal table.
+    /// `[codebooks, k, d]`; one copy for all matrices with the same universal codebook.
     pub codebooks: Arc<[f16]>,
     /// `[rows]`, or empty without row scales.
     pub scales: Cow<'a, [f16]>,
 }
 
 impl<'a> PqMatrix<'a> {
-    /// Checks every size and that every number is finite; `name` is for the error text.
+    /// Fails if a size is wrong or a number is not finite; `name` is for the error text.
     pub fn checked(self, name: &str) -> Result<Self> {
         let Self { spec, rows, cols, .. } = &self;
         if *rows == 0 || *cols == 0 {
@@ -48,7 +48,7 @@ impl<'a> PqMatrix<'a> {
         Ok(self)
     }
 
-    /// The rotation that the activations need, if any.
+    /// The rotation that the input needs, if any.
     pub fn rotation(&self) -> Option<Rotation> {
         self.spec.rotation(self.cols)
     }
@@ -79,7 +79,7 @@ impl<'a> PqMatrix<'a> {
         }
     }
 
-    /// Bytes of codes, codebooks (not a universal table's) and scales.
+    /// Bytes of codes, scales and codebooks; a universal codebook does not count.
     pub fn bytes(&self) -> usize {
         let own = if self.spec.scope == Scope::Universal { 0 } else { 2 * self.codebooks.len() };
         self.codes.len() + own + 2 * self.scales.len()

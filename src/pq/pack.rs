@@ -1,6 +1,6 @@
 //! Exact bit packing of codes: log2 K bits each, lowest bits first, every row padded to whole bytes.
 
-/// Bytes that `count` codes of `bits` take.
+/// Bytes of `count` packed codes of `bits` bits.
 pub fn packed_len(count: usize, bits: usize) -> usize {
     (count * bits).div_ceil(8)
 }

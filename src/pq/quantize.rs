@@ -1,4 +1,4 @@
-//! From a dense matrix to a [`PqMatrix`].
+//! [`quantize()`]: a dense matrix to a [`PqMatrix`].
 
 use std::ops::AddAssign;
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use super::assign::Nearest;
 use super::{Feedback, PqMatrix, PqSpec, RowScale, Scope, feedback, kmeans, pack, universal};
 use crate::{Error, Result};
 
-/// Most vectors that a codebook is trained on; more change nothing (5 Lloyd steps on 64 k equal 60 on everything).
+/// The most vectors that a codebook is trained on; more do not help (5 Lloyd steps on 64 k equal 60 on all vectors).
 pub(crate) const SAMPLE: usize = 1 << 16;
 
-/// Lloyd steps from the Gaussian table; more for raw weights, which are less like it.
+/// Lloyd steps from the universal codebook; more without row scales, as such weights are less Gaussian.
 pub(crate) fn steps(spec: PqSpec) -> usize {
     if spec.scale == RowScale::None { 12 } else { 5 }
 }
 
-/// A quantized matrix and what was lost.
+/// A quantized matrix and its error.
 #[derive(Clone, Debug)]
 pub struct Quantized {
     pub matrix: PqMatrix<'static>,
@@ -56,17 +56,17 @@ impl std::iter::Sum for SquaredError {
     }
 }
 
-/// Quantizes `weights` `[rows, cols]`, which in the error texts are the rows from `first_row` on of a matrix `name`.
+/// Quantizes `weights` `[rows, cols]`. Error texts call them the rows of matrix `name` from `first_row` on.
 ///
-/// With `feedback`, made for these columns and the spec's d and rotation, the errors of a row's first columns are carried
-/// into its later ones; without, each sub-vector gets the centroid that is nearest to it.
+/// With `feedback`, computed for these columns and the spec's d and rotation, later columns of a row compensate the
+/// errors of earlier ones; without, each sub-vector gets its nearest centroid.
 ///
-/// The result is the same for any number of threads. With a universal codebook rows do not depend on each other, so
-/// that a matrix may come in blocks of rows.
+/// The result does not depend on the number of threads. With a universal codebook rows are independent, so a matrix may
+/// be quantized in blocks of rows.
 ///
 /// # Errors
-/// A weight that is not finite, or too large for f16 scales and centroids; a spec that rotates where `cols` allows
-/// no rotation (see [`PqSpec::for_cols`]).
+/// A weight that is not finite, or too large for f16 scales and centroids; a spec with a rotation that `cols` does not
+/// allow (see [`PqSpec::for_cols`]).
 pub fn quantize(
     name: &str,
     first_row: usize,
@@ -105,7 +105,10 @@ pub fn quantize(
     Ok(Quantized { matrix: matrix.checked(name)?, error: errors.into_iter().sum() })
 }
 
-/// The rows that `weights` weights are; an error where they, the spec or the feedback do not fit `cols`.
+/// The number of rows.
+///
+/// # Errors
+/// The number of weights, the spec or the feedback does not fit `cols`.
 pub(crate) fn check(
     name: &str,
     weights: usize,
@@ -144,7 +147,7 @@ pub fn relative_error(matrix: &PqMatrix<'_>, original: &[f32]) -> f64 {
     errors.into_iter().sum::<SquaredError>().relative()
 }
 
-/// What is known of a prepared row.
+/// Scale and norm of a prepared row.
 struct Row {
     scale: f16,
     /// Of the row before it was scaled.
@@ -176,7 +179,7 @@ fn prepare(row: &mut [f32], spec: PqSpec) -> Result<Row, String> {
     Ok(Row { scale: rounded, sum_of_squares })
 }
 
-/// In eight interleaved sums, so that the additions overlap.
+/// Eight interleaved sums, so that the additions overlap.
 fn sum_of_squares(row: &[f32]) -> f64 {
     let mut sums = [0f64; 8];
     for part in row.chunks(8) {
@@ -203,7 +206,7 @@ fn train(name: &str, weights: &[f32], cols: usize, spec: PqSpec) -> Result<Arc<[
     round(name, &books.concat(), spec.d)
 }
 
-/// Centroids of `d` elements as they are stored.
+/// Rounds centroids of `d` elements to f16; fails if one does not fit.
 pub(crate) fn round(name: &str, centroids: &[f32], d: usize) -> Result<Arc<[f16]>> {
     let rounded: Arc<[f16]> = centroids.iter().map(|&c| f16::from_f32(c)).collect();
     match rounded.iter().position(|c| !c.is_finite()) {
@@ -212,12 +215,12 @@ pub(crate) fn round(name: &str, centroids: &[f32], d: usize) -> Result<Arc<[f16]
     }
 }
 
-/// The vectors `[n, d]` that a codebook is trained on: all of its subspaces', or a fixed random choice.
+/// The vectors `[n, d]` that a codebook is trained on: all of its subspaces' or a fixed random choice of them.
 fn sample(weights: &[f32], cols: usize, spec: PqSpec, book: usize) -> Vec<f32> {
     let PqSpec { d, .. } = spec;
     let group = spec.subspaces_per_codebook(cols);
     let first = book * group;
-    // A ragged last vector would teach its padding; it only counts where the codebook has nothing else.
+    // A padded last vector would train the padding; it is used only if the codebook has no other.
     let last = (first + group).min(cols / d).max(first + 1);
     let (rows, subspaces) = (weights.len() / cols, last - first);
     let total = rows * subspaces;
@@ -258,14 +261,14 @@ fn fit(centroids: &mut [f32], vectors: &[f32], d: usize) {
     }
 }
 
-/// A matrix's codebooks, ready for encoding blocks of its rows.
+/// The codebooks of a matrix, prepared to encode blocks of its rows.
 struct Books {
     spec: PqSpec,
     cols: usize,
     /// `[codebooks, k, d]`.
     centroids: Vec<f32>,
     nearest: Vec<Nearest>,
-    /// Rows that are encoded together: enough that each codebook meets full SIMD lanes.
+    /// Rows that are encoded together: enough to fill the SIMD lanes for each codebook.
     block_rows: usize,
 }
 
@@ -337,7 +340,7 @@ impl Books {
         }
     }
 
-    /// The error of one row, in the units of the matrix.
+    /// The error of one row, in the scale of the matrix.
     fn error(&self, weights: &[f32], indices: &[u16], row: &Row) -> SquaredError {
         let total = row.sum_of_squares;
         if row.scale == f16::ZERO {

@@ -7,7 +7,7 @@ const MAX_BLOCK: usize = 512;
 const MIN_BLOCK: usize = 16;
 
 /// `y = H diag(s) x / sqrt(block)` on every block of a vector: random signs `s` of [`sign`], then a Hadamard
-/// transform. Orthogonal, so `(R w) . (R x) = w . x`; weights and activations take the same function.
+/// transform. R is orthogonal, so `(R w) . (R x) = w . x`: weights and activations are rotated alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rotation {
     /// A power of two that divides the dimension.
@@ -24,13 +24,13 @@ pub fn sign(i: u32) -> f32 {
 
 impl Rotation {
     /// The rotation for vectors of `dim` elements: the largest power of two up to 512 that divides it.
-    /// None where that is under 16: such a dimension is left as it is.
+    /// None if that is under 16: such a dimension is not rotated.
     pub fn for_dim(dim: usize) -> Option<Self> {
         let block = (1 << dim.trailing_zeros().min(31)).min(MAX_BLOCK);
         (dim > 0 && block >= MIN_BLOCK).then_some(Self { block })
     }
 
-    /// Rotates one vector, whose length the block divides.
+    /// Rotates one vector, whose length must be a multiple of the block.
     pub fn apply(&self, x: &mut [f32]) {
         for (i, v) in x.iter_mut().enumerate() {
             *v *= sign(i as u32);
@@ -52,7 +52,7 @@ impl Rotation {
 fn hadamard(x: &mut [f32], block: usize) {
     let norm = 1.0 / (block as f32).sqrt();
     for block in x.chunks_exact_mut(block) {
-        // The three smallest strides at once, in registers.
+        // The three smallest strides together, in registers.
         for v in block.as_chunks_mut::<8>().0 {
             let [a, b, c, d, e, f, g, h] = *v;
             let (a, b, c, d, e, f, g, h) = (a + b, a - b, c + d, c - d, e + f, e - f, g + h, g - h);

@@ -1,4 +1,4 @@
-//! [`PqSpec`]: the few numbers that say how a matrix is quantized, and their text form.
+//! [`PqSpec`]: how a matrix is quantized, and its text form.
 
 use std::fmt;
 use std::str::FromStr;
@@ -84,7 +84,7 @@ impl PqSpec {
         Ok(self)
     }
 
-    /// This spec for a matrix with `cols` columns: not rotated where no rotation divides them.
+    /// This spec for a matrix with `cols` columns: without rotation if no block divides them.
     pub fn for_cols(self, cols: usize) -> Self {
         if !self.rotate || Rotation::for_dim(cols).is_some() {
             return self;
@@ -132,7 +132,7 @@ impl PqSpec {
         (self.subspaces(cols) * self.code_bits()).div_ceil(8)
     }
 
-    /// Bytes that a `[rows, cols]` matrix takes in a file, without a universal table: codes, codebooks, scales.
+    /// Bytes of a `[rows, cols]` matrix in a file: codes, codebooks, scales; a universal codebook does not count.
     pub fn matrix_bytes(&self, rows: usize, cols: usize) -> usize {
         let codebooks =
             if self.scope == Scope::Universal { 0 } else { self.codebooks(cols) * self.codebook_bytes() };
@@ -145,7 +145,7 @@ impl PqSpec {
         2 * self.k * self.d
     }
 
-    /// Name of the universal table of this spec's (d, K) in a .fasq file.
+    /// Name of the universal codebook of this spec's (d, K) in a .fasq file.
     pub fn universal_name(&self) -> String {
         format!("codebook.{}-{}", self.d, self.k)
     }

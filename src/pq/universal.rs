@@ -9,17 +9,17 @@ use rayon::prelude::*;
 
 use super::kmeans;
 
-/// Sample vectors per centroid and Lloyd steps, in turn: most of the way on a small sample, the rest on a large one.
+/// (Sample vectors per centroid, Lloyd steps) of each stage: coarse on a small sample, then fine on a large one.
 const STAGES: [(usize, usize); 2] = [(64, 60), (256, 10)];
-/// Bounds on a sample, in vectors.
+/// Smallest and largest sample, in vectors.
 const SAMPLE: (usize, usize) = (1 << 16, 1 << 20);
-/// Distances that a stage may compute, unless that is less than 4 steps: a second or two on two
-/// cores. Four times as many lower the error of large tables by half a percent.
+/// Distances that a stage may compute, but for at least 4 steps: a second or two on two cores. Four times as many lower
+/// the error of large codebooks by half a percent.
 const DISTANCES: u64 = 1 << 34;
 
 type Tables = HashMap<(usize, usize), Arc<[f16]>>;
 
-/// The universal codebook `[k, d]` in f16, built at its first use in this process.
+/// The universal codebook `[k, d]` in f16, computed at its first use in this process.
 pub fn codebook(d: usize, k: usize) -> Arc<[f16]> {
     static BUILT: LazyLock<Mutex<Tables>> = LazyLock::new(Mutex::default);
     let mut built = BUILT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -27,13 +27,13 @@ pub fn codebook(d: usize, k: usize) -> Arc<[f16]> {
     entry.or_insert_with(|| table(d, k).into_iter().map(f16::from_f32).collect()).clone()
 }
 
-/// The universal codebook `[k, d]`, with mean 0 and for vectors with variance 1 in each dimension.
+/// The universal codebook `[k, d]`, for vectors of mean 0 and variance 1 in each dimension.
 ///
-/// The first k points of the sample, stretched to the density of an optimal quantizer's centroids (that of a Gaussian
-/// with variance (d + 2) / d: Zador's f^(d / (d + 2))), then refined by Lloyd's algorithm.
+/// Starts from the first k points of the sample, scaled to the density of an optimal quantizer's centroids (that of a
+/// Gaussian with variance (d + 2) / d: Zador's f^(d / (d + 2))), and refines them by Lloyd's algorithm.
 fn table(d: usize, k: usize) -> Vec<f32> {
-    let stretch = ((d + 2) as f32 / d as f32).sqrt();
-    let mut centroids: Vec<f32> = gaussian(k, d).iter().map(|v| v * stretch).collect();
+    let scale = ((d + 2) as f32 / d as f32).sqrt();
+    let mut centroids: Vec<f32> = gaussian(k, d).iter().map(|v| v * scale).collect();
     for (per_centroid, steps) in STAGES {
         let sample = gaussian((k * per_centroid).clamp(SAMPLE.0, SAMPLE.1), d);
         let affordable = (DISTANCES / (sample.len() / d * k) as u64).max(4) as usize;

@@ -36,11 +36,11 @@ macro_rules! kernel_params {
 }
 
 kernel_params! {
-    /// Of [`Embed`].
+    /// Of [`super::Embed`].
     EmbedParams { rows: u32, dim: u32 }
-    /// Of [`GatherRows`]: `rows` of the output.
+    /// Of [`super::GatherRows`]: `rows` of the output.
     GatherRowsParams { rows: u32, dim: u32 }
-    /// Of [`RmsNorm`].
+    /// Of [`super::RmsNorm`].
     RmsNormParams {
         rows: u32,
         dim: u32,
@@ -49,9 +49,9 @@ kernel_params! {
         weight_offset: f32,
         rotate: u32,
     }
-    /// Of [`Rotate`].
+    /// Of [`super::Rotate`].
     RotateParams { rows: u32, dim: u32, rotate: u32 }
-    /// Of [`Linear`]; the weight knows its own `[out, in]`.
+    /// Of [`super::Linear`]; the weight knows its own `[out, in]`.
     LinearParams {
         rows: u32,
         /// Elements from one output row to the next.
@@ -61,7 +61,7 @@ kernel_params! {
         /// 1: add to what the output holds (a residual); 0: overwrite.
         accumulate: u32,
     }
-    /// Of [`RopeCache`].
+    /// Of [`super::RopeCache`].
     RopeCacheParams {
         rows: u32,
         heads: u32,
@@ -82,7 +82,7 @@ kernel_params! {
         eps: f32,
         weight_offset: f32,
     }
-    /// Of [`Attention`].
+    /// Of [`super::Attention`].
     AttentionParams {
         rows: u32,
         segments: u32,
@@ -98,9 +98,9 @@ kernel_params! {
         gated: u32,
         rotate: u32,
     }
-    /// Of [`SwiGlu`]: `dim` of the output.
+    /// Of [`super::SwiGlu`]: `dim` of the output.
     SwiGluParams { rows: u32, dim: u32, rotate: u32 }
-    /// Of [`CausalConv`].
+    /// Of [`super::CausalConv`].
     CausalConvParams {
         rows: u32,
         segments: u32,
@@ -110,7 +110,7 @@ kernel_params! {
         /// Elements from one input row to the next; the channels come first in a row.
         stride: u32,
     }
-    /// Of [`DeltaRule`].
+    /// Of [`super::DeltaRule`].
     DeltaRuleParams {
         rows: u32,
         segments: u32,
@@ -125,7 +125,7 @@ kernel_params! {
         /// First element of `b` in a row of `proj`.
         b_offset: u32,
     }
-    /// Of [`GatedNorm`].
+    /// Of [`super::GatedNorm`].
     GatedNormParams {
         rows: u32,
         heads: u32,

@@ -10,17 +10,19 @@ mod transfer;
 pub mod unit;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::c_void;
 use std::fmt::Display;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, sys};
 use cudarc::nvrtc::Ptx;
 use half::f16;
+use rayon::prelude::*;
 
 use crate::{Error, Result};
 use memory::{Memory, address, describe, driver};
@@ -322,15 +324,35 @@ impl Device {
         self.compiled.take()
     }
 
+    /// Compiles and loads units that are about to be used, side by side.
+    pub fn prepare(&self, mut units: BTreeSet<Unit>) -> Result<()> {
+        units.retain(|unit| !self.modules.borrow().contains_key(unit));
+        let start = Instant::now();
+        let arch = self.capabilities.arch;
+        let images: Vec<_> = units.par_iter().map(|unit| nvrtc::cached(unit, arch)).collect();
+        for (unit, image) in units.iter().zip(images) {
+            self.load(unit, image?)?;
+        }
+        // Elapsed seconds, not those of all threads together.
+        let (count, seconds) = self.compiled.get();
+        self.compiled.set((count, seconds + start.elapsed().as_secs_f64()));
+        Ok(())
+    }
+
     fn module(&self, unit: &Unit) -> Result<Arc<CudaModule>> {
         if let Some(module) = self.modules.borrow().get(unit) {
             return Ok(module.clone());
         }
-        let Compiled { bytes: mut image, seconds } = nvrtc::cached(unit, self.capabilities.arch)?;
-        if let Some(seconds) = seconds {
-            let (count, all) = self.compiled.get();
-            self.compiled.set((count + 1, all + seconds));
-        }
+        let start = Instant::now();
+        let module = self.load(unit, nvrtc::cached(unit, self.capabilities.arch)?)?;
+        let (count, seconds) = self.compiled.get();
+        self.compiled.set((count, seconds + start.elapsed().as_secs_f64()));
+        Ok(module)
+    }
+
+    fn load(&self, unit: &Unit, Compiled { bytes: mut image, fresh }: Compiled) -> Result<Arc<CudaModule>> {
+        let (count, seconds) = self.compiled.get();
+        self.compiled.set((count + usize::from(fresh), seconds));
         image.push(0); // PTX is a C string.
         let module =
             self.context.load_module(Ptx::from_binary(image)).map_err(|e| named(&unit.name(), &e))?;

@@ -2,7 +2,6 @@
 
 use std::ffi::{CStr, CString};
 use std::sync::OnceLock;
-use std::time::Instant;
 
 use cudarc::nvrtc::{result as nvrtc, sys};
 
@@ -120,10 +119,11 @@ impl Drop for Program {
     }
 }
 
-/// Machine code, and the time that compiling it took where the cache did not have it.
+/// Machine code.
 pub struct Compiled {
     pub bytes: Vec<u8>,
-    pub seconds: Option<f64>,
+    /// Whether it was compiled now: the cache did not have it.
+    pub fresh: bool,
 }
 
 /// [`compile`] of a unit, from the cache where it has this text for this architecture by this compiler.
@@ -134,15 +134,13 @@ pub fn cached(unit: &Unit, arch: u32) -> Result<Compiled> {
     // Not by the unit's name, which is longer than a file's may be.
     let entry = Entry::of(&format!("{}-{arch}", unit.source().name()), "cubin", &[&text, &options, &version]);
     if let Some(bytes) = entry.as_ref().and_then(Entry::read) {
-        return Ok(Compiled { bytes, seconds: None });
+        return Ok(Compiled { bytes, fresh: false });
     }
-    let start = Instant::now();
     let bytes = compile(&unit.name(), &text, arch, false)?.bytes;
-    let seconds = Some(start.elapsed().as_secs_f64());
     if let Some(entry) = entry
         && let Err(e) = entry.write(&bytes)
     {
         log::warn!("a compiled kernel cannot be kept, {}: {e}", entry.path().display());
     }
-    Ok(Compiled { bytes, seconds })
+    Ok(Compiled { bytes, fresh: true })
 }

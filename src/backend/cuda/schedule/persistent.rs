@@ -3,9 +3,7 @@
 //! One grid of resident blocks, one a multiprocessor, runs the phases with a barrier between them. Norms, rotations and
 //! SwiGLU are part of the products beside them by then (plan.rs).
 
-use std::collections::BTreeMap;
-
-use super::phases::{Phase, Shape, call_words, dense_row, shape, unit};
+use super::phases::{Phase, Shape, call_words, shape, unit_of};
 use super::plan::{Choose, CudaStep, Fusions};
 use crate::backend::cuda::device::Scratch;
 use crate::backend::cuda::device::abi::{
@@ -14,7 +12,7 @@ use crate::backend::cuda::device::abi::{
 };
 use crate::backend::cuda::device::launch::{Commands, Launch};
 use crate::backend::cuda::device::memory::{Memory, address};
-use crate::backend::cuda::lower::kernels::{self, Matvec};
+use crate::backend::cuda::lower::kernels::Matvec;
 use crate::backend::cuda::lower::weight::{Kind, Part, Pq};
 use crate::backend::cuda::lower::{
     Buffer, Lowering, Splits, Weight, gather_rows_shape, rms_norm_shape, spans_shape, swiglu_shape,
@@ -67,18 +65,18 @@ impl Lowering {
         steps: &[CudaStep<'_, 'c, Buffer, Weight, C>],
         fusions: &Fusions<'c, C>,
     ) -> Result<()> {
-        let Shape { threads, table, shared } = shape(steps, fusions);
-        let (mut phases, mut all, mut rows) = (Vec::new(), BTreeMap::new(), None);
+        let Shape { threads, shared, .. } = shape(steps, fusions);
+        let (mut phases, mut rows) = (Vec::new(), None);
         let plain = self.plain_row(steps)?;
         for (i, step) in steps.iter().enumerate() {
-            self.phases(&mut phases, &mut all, step, fusions, plain.as_ref())
+            self.phases(&mut phases, step, fusions, plain.as_ref())
                 .map_err(|e| Error::invalid(format!("phase {i}, {step}"), e))?;
             if let Step::RopeAttention(fused) = step {
                 rows = Some(fused.rope.rows.memory());
             }
         }
         look_ahead(&mut phases);
-        let function = self.device.function(&unit(&all, table, threads), "persistent")?;
+        let function = self.device.function(&unit_of(steps, fusions), "persistent")?;
         let words = program(&phases);
         let memory = self.device.alloc(words.len(), false)?;
         self.device.write(&memory, bytemuck::cast_slice(&words))?;
@@ -108,11 +106,10 @@ impl Lowering {
         dim.map(|dim| self.device.scratch(Scratch::Plain, dim as usize)).transpose()
     }
 
-    /// Appends a step's phases, and its constants.
+    /// Appends a step's phases.
     fn phases<'c, C: Choose<Weight>>(
         &self,
         phases: &mut Vec<Planned>,
-        all: &mut BTreeMap<&'static str, u32>,
         step: &CudaStep<'_, 'c, Buffer, Weight, C>,
         fusions: &Fusions<'c, C>,
         plain: Option<&Memory>,
@@ -134,7 +131,6 @@ impl Lowering {
                     params: op.params,
                 };
                 add(Phase::Embed, When::Always, [op.params.rows, 1, 1], Call::Words(call.words()));
-                all.extend(kernels::embed_pq(&pq.spec).constants());
             }
             Step::Op { op: Op::GatherRows(op), packed: None } => {
                 let call =
@@ -161,7 +157,7 @@ impl Lowering {
                     [part] => part,
                     parts => return Err(Error::mismatch("matrices of a phase", 1, parts.len())),
                 };
-                let (phase, call, unit) = match (&part.kind, fusions.matvec(linear)) {
+                let (phase, call) = match (&part.kind, fusions.matvec(linear)) {
                     (Kind::Pq(pq), Some(matvec)) => {
                         let call = pq_row(linear, pq, part, &matvec, plain)?;
                         let matrix = Matrix {
@@ -170,10 +166,9 @@ impl Lowering {
                             row_tiles: part.rows.div_ceil(TILE_ROWS) as u32,
                             paired: call.paired,
                         };
-                        (Phase::PqRow, Call::PqRow(call, matrix), matvec.unit)
+                        (Phase::PqRow, Call::PqRow(call, matrix))
                     }
                     (Kind::Dense { dtype, memory }, None) => {
-                        let (unit, _) = dense_row(linear, fusions).ok_or_else(no_phase)?;
                         let call = dense_row_call(linear, memory, part)?;
                         let matrix = Matrix {
                             at: call.weight,
@@ -181,14 +176,13 @@ impl Lowering {
                             row_tiles: part.rows as u32,
                             paired: 0,
                         };
-                        (Phase::DenseRow, Call::DenseRow(call, matrix), unit)
+                        (Phase::DenseRow, Call::DenseRow(call, matrix))
                     }
                     _ => return Err(no_phase()),
                 };
                 add(phase, When::Always, [1, 1, 1], call);
-                all.extend(unit.constants());
             }
-            Step::RopeAttention(fused) => self.attention_phases(add, all, fused, plain)?,
+            Step::RopeAttention(fused) => self.attention_phases(add, fused, plain)?,
             Step::Op { .. } | Step::Pack(_) | Step::DeltaStep(_) => return Err(no_phase()),
         }
         Ok(())
@@ -199,14 +193,13 @@ impl Lowering {
     fn attention_phases(
         &self,
         mut add: impl FnMut(Phase, When, [u32; 3], Call),
-        all: &mut BTreeMap<&'static str, u32>,
         fused: &RopeAttention<'_, Buffer>,
         plain: Option<&Memory>,
     ) -> Result<()> {
         let at = |buffer: &Buffer| address(buffer.memory());
         let (rope, attention, p) = (&fused.rope, &fused.attention, fused.attention.params);
         let cache = self.precision.cache();
-        let Splits { unit, across, splits, group } = Splits::of(&p, cache, self.capabilities());
+        let Splits { across, splits, group, .. } = Splits::of(&p, cache, self.capabilities());
         let [partial, sums] = self.split_memory(&p, splits)?;
         let y = if p.rotate > 0 { address(plain.ok_or_else(no_phase)?) } else { at(attention.y) };
         let call = |count: u32| {
@@ -235,8 +228,6 @@ impl Lowering {
             let call = RotateCall { x: y, y: at(attention.y), params };
             add(Phase::Rotate, When::Always, spans_shape(1, params.dim).grid, Call::Words(call.words()));
         }
-        all.extend(unit.constants());
-        all.extend(kernels::rope_cache(128, cache).constants());
         Ok(())
     }
 }

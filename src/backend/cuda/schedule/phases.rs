@@ -103,8 +103,22 @@ pub fn constants<'c, B: Operand, W: Matrix, C: Choose<W>>(
             Some(matvec) => of(matvec.unit),
             None => of(dense_row(linear, fusions)?.0),
         },
-        Step::Op { .. } | Step::Pack(_) | Step::RopeAttention(_) | Step::DeltaStep(_) => None,
+        Step::RopeAttention(fused) => {
+            let splits = Splits::of(&fused.attention.params, cache, capabilities).unit;
+            joined(kernels::rope_cache(128, cache).constants(), splits.constants())
+        }
+        Step::Op { .. } | Step::Pack(_) | Step::DeltaStep(_) => None,
     }
+}
+
+/// The kernel's unit for fused steps.
+pub fn unit_of<'c, B: Operand, W: Matrix, C: Choose<W>>(
+    steps: &[CudaStep<'_, 'c, B, W, C>],
+    fusions: &Fusions<'c, C>,
+) -> Unit {
+    let all = steps.iter().filter_map(|step| constants(step, fusions)).flatten().collect();
+    let Shape { threads, table, .. } = shape(steps, fusions);
+    unit(&all, table, threads)
 }
 
 /// The unit of a dense product of one row, and its shared memory.

@@ -174,6 +174,10 @@ const COLD_BYTES: usize = 128 << 20;
 const REPEAT: usize = 4;
 const LONG: f64 = 2e-3;
 
+/// Weights of a matrix below which nothing is measured: compiling what is measured would take longer than it ever saves. In the
+/// built-in model matvec won every one of its 25 cases.
+const SMALL: usize = 1 << 22;
+
 /// Chooses by measurements on the device.
 pub struct Tuned<'a> {
     pub lowering: &'a Lowering,
@@ -195,6 +199,11 @@ impl Choose<Weight> for Tuned<'_> {
             return Ok(matvec);
         }
         let Stored::Pq(spec) = form.stored else { return Err(nothing_takes(form, rows)) };
+        if form.rows * form.cols < SMALL {
+            let few = [matvec].into_iter().find(|matvec| matvec.takes(form, rows, exact, limit));
+            let algorithm = few.or_else(|| default(&candidates(form, rows, exact, limit), rows));
+            return algorithm.ok_or_else(|| nothing_takes(form, rows));
+        }
         let (out, cols) = (form.rows, form.cols);
         let case = Case { spec: spec.to_string(), out, cols, rows: rows.next_power_of_two() };
         let algorithms = candidates(form, rows, exact, limit);

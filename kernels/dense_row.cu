@@ -110,7 +110,10 @@ __device__ __forceinline__ void multiply(const Call& call) {
 
 #ifndef PERSISTENT
 KERNEL BOUNDS(512, 1) dense_row(const uint4* weight, const f32* bias, const f32* x, f32* y, u32 out, u32 in, LinearParams params) {
-    multiply({weight, bias, x, y, out, in, {params.rows, params.y_stride, params.y_offset, params.accumulate}});
+    Call call = {};
+    call.weight = weight, call.bias = bias, call.x = x, call.y = y;
+    call.out = out, call.cols = in, call.params = params;
+    multiply(call);
 }
 #else
 KERNEL dense_row(const Call& call) { multiply(call); }

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 
 use super::{Backend, Key, WeightData, unique};
-use crate::ops::{Matrix, Op, Operand};
+use crate::ops::{Op, Operand};
+pub use crate::plan::dry::{Buffer, Weight};
 use crate::tensor::Form;
 use crate::{Error, Result};
 
@@ -15,38 +16,6 @@ pub struct Dry {
     planner: Box<Planner>,
     text: RefCell<String>,
     stacks: fn(&[Form]) -> Vec<Form>,
-}
-
-/// So many words, which are nowhere.
-pub struct Buffer {
-    id: u64,
-    words: usize,
-}
-
-impl Operand for Buffer {
-    fn id(&self) -> u64 {
-        self.id
-    }
-
-    fn elements(&self) -> usize {
-        self.words
-    }
-}
-
-/// The shapes of a weight.
-pub struct Weight {
-    id: u64,
-    parts: Vec<Form>,
-}
-
-impl Matrix for Weight {
-    fn id(&self) -> u64 {
-        self.id
-    }
-
-    fn parts(&self) -> &[Form] {
-        &self.parts
-    }
 }
 
 impl Dry {
@@ -70,12 +39,16 @@ impl Backend for &Dry {
     }
 
     fn alloc(&self, words: usize) -> Result<Buffer> {
-        Ok(Buffer { id: unique(), words })
+        Ok(Buffer::new(unique(), words))
     }
 
     fn write(&self, buffer: &Buffer, words: &[u32]) -> Result<()> {
-        if words.len() > buffer.words {
-            return Err(Error::mismatch("words to write", format!("at most {}", buffer.words), words.len()));
+        if words.len() > buffer.elements() {
+            return Err(Error::mismatch(
+                "words to write",
+                format!("at most {}", buffer.elements()),
+                words.len(),
+            ));
         }
         Ok(())
     }
@@ -87,7 +60,7 @@ impl Backend for &Dry {
 
     fn weight(&self, blocks: &[WeightData<'_>]) -> Result<Weight> {
         let forms: Vec<Form> = blocks.iter().map(WeightData::form).collect();
-        Ok(Weight { id: unique(), parts: (self.stacks)(&forms) })
+        Ok(Weight::new(unique(), (self.stacks)(&forms)))
     }
 
     fn run(&self, ops: &[Op<'_, Buffer, Weight>], _: Option<Key>) -> Result<()> {

@@ -14,6 +14,7 @@
 
 mod check;
 mod delta_step;
+pub mod dry;
 mod linear_swiglu;
 mod norm_linear;
 mod pack_rows;

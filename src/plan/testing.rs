@@ -2,40 +2,11 @@
 
 use std::cell::Cell;
 
+pub use super::dry::{Buffer, Weight};
 use super::{Fuse, FusedLinear, Product, rewrite};
 use crate::Result;
 use crate::ops::*;
 use crate::tensor::{Dtype, Form, Stored};
-
-pub struct Buffer {
-    id: u64,
-    elements: usize,
-}
-
-impl Operand for Buffer {
-    fn id(&self) -> u64 {
-        self.id
-    }
-
-    fn elements(&self) -> usize {
-        self.elements
-    }
-}
-
-pub struct Weight {
-    id: u64,
-    parts: Vec<Form>,
-}
-
-impl Matrix for Weight {
-    fn id(&self) -> u64 {
-        self.id
-    }
-
-    fn parts(&self) -> &[Form] {
-        &self.parts
-    }
-}
 
 pub type Recorded<'a> = Op<'a, Buffer, Weight>;
 
@@ -103,13 +74,13 @@ impl Pass {
     }
 
     pub fn buffer(&self, elements: usize) -> Buffer {
-        Buffer { id: self.id(), elements }
+        Buffer::new(self.id(), elements)
     }
 
     /// Matrices of so many rows, f16.
     pub fn weight(&self, rows: &[usize], cols: usize) -> Weight {
         let form = |rows: &usize| Form { rows: *rows, cols, stored: Stored::Dense(Dtype::F16) };
-        Weight { id: self.id(), parts: rows.iter().map(form).collect() }
+        Weight::new(self.id(), rows.iter().map(form).collect())
     }
 
     pub fn plan(&self, ops: &[Recorded<'_>], fuse: &Everything) -> String {
@@ -117,7 +88,7 @@ impl Pass {
     }
 
     pub fn norm<'a>(&self, x: &'a Buffer, weight: &'a Buffer, y: &'a Buffer, rows: u32) -> Recorded<'a> {
-        let dim = weight.elements as u32;
+        let dim = weight.elements() as u32;
         let params = RmsNormParams { rows, dim, eps: 1e-5, weight_offset: 0.0, rotate: 0 };
         RmsNorm { x, weight, y, params }.into()
     }
@@ -136,7 +107,7 @@ impl Pass {
     }
 
     pub fn swiglu<'a>(&self, x: &'a Buffer, y: &'a Buffer, rows: u32, rotate: u32) -> Recorded<'a> {
-        let params = SwiGluParams { rows, dim: x.elements as u32 / 2 / rows, rotate };
+        let params = SwiGluParams { rows, dim: x.elements() as u32 / 2 / rows, rotate };
         SwiGlu { x, y, params }.into()
     }
 

@@ -1,6 +1,37 @@
 //! [`Tokenizer`]: text to token ids and back, and [`Decoder`], which turns a stream of ids into whole characters.
 
+use serde::Deserialize;
+use serde_json::Value;
+
 use crate::{Error, Result};
+
+/// What of a tokenizer.json is checked here.
+#[derive(Deserialize)]
+struct File {
+    post_processor: Option<Value>,
+}
+
+/// Fails if the template that puts special tokens around a text names one that it does not define, or a second text: the
+/// tokenizers crate would panic at the first text.
+fn check_template(json: &str) -> Result<()> {
+    let invalid = |why: String| Error::invalid("tokenizer.json, post_processor", why);
+    let file: File = serde_json::from_str(json).map_err(|e| invalid(e.to_string()))?;
+    let mut open: Vec<&Value> = file.post_processor.iter().collect();
+    while let Some(processor) = open.pop() {
+        open.extend(processor["processors"].as_array().into_iter().flatten());
+        for piece in processor["single"].as_array().into_iter().flatten() {
+            let token = &piece["SpecialToken"]["id"];
+            let defined = token.as_str().is_none_or(|id| processor["special_tokens"].get(id).is_some());
+            if !defined {
+                return Err(invalid(format!("it names {token} and does not define it")));
+            }
+            if piece["Sequence"]["id"] == "B" {
+                return Err(invalid("its template for one text names a second".into()));
+            }
+        }
+    }
+    Ok(())
+}
 
 /// The tokenizer of a model: its tokenizer.json, checked against the model's vocabulary.
 pub struct Tokenizer {
@@ -18,6 +49,7 @@ impl Tokenizer {
     pub fn new(json: &str, vocab: usize) -> Result<Self> {
         let mut inner = tokenizers::Tokenizer::from_bytes(json)
             .map_err(|e| Error::invalid("tokenizer.json", e.to_string().replace('\n', " ")))?;
+        check_template(json)?;
         // Left on by some training scripts; they would cut or pad every prompt.
         inner.with_truncation(None).map_err(|e| Error::invalid("tokenizer.json", e))?;
         inner.with_padding(None);

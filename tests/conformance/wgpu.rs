@@ -92,7 +92,7 @@ fn a_token_takes_few_kernels() {
     // Kernels of many specs are long, and SwiftShader takes minutes to compile them.
     if !device.describe().contains("SwiftShader") {
         sources.push(random(crate::decode::QWEN35));
-        sources.push(Source::open(DEMO.as_ref()).expect("the built-in model"));
+        sources.push(Source::open(&demo()).expect("the built-in model"));
     }
     for source in sources {
         let model = Model::load(device.clone(), &source).expect("a model");
@@ -120,7 +120,9 @@ fn steps_near_the_beginning() {
     checks.finish();
 }
 
-const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/wiki-32m.fasq");
+fn demo() -> std::path::PathBuf {
+    crate::root().join("models/wiki-32m.fasq")
+}
 
 const TEXT: &str = "The river rises in the hills above the town and flows to the sea. In the winter of that year the ice \
     was so thick that people walked across it, and a market was held between the two bridges. The mayor wrote in a \
@@ -128,7 +130,7 @@ const TEXT: &str = "The river rises in the hills above the town and flows to the
 
 /// The built-in model's perplexity on [`TEXT`].
 fn demo_perplexity<B: Backend>(backend: B) -> f64 {
-    let source = Source::open(DEMO.as_ref()).expect("a model");
+    let source = Source::open(&demo()).expect("a model");
     let json = source.assets().tokenizer.as_ref().expect("a tokenizer");
     let tokenizer = Tokenizer::new(json, source.config().vocab).expect("a tokenizer");
     let tokens = tokenizer.encode(TEXT, false).expect("tokens");

@@ -65,6 +65,25 @@ fn damaged_tokenizers_are_an_error() {
     }
 }
 
+/// What the tokenizers crate would panic at.
+#[test]
+fn templates_that_name_what_is_not_there_are_an_error() {
+    let fixture = fixture("llama3-tiny-sharded");
+    let json = fixture.assets.tokenizer.as_ref().unwrap();
+    let mut file: serde_json::Value = serde_json::from_str(json).unwrap();
+    let template = &mut file["post_processor"]["processors"][1];
+    assert_eq!(template["type"], "TemplateProcessing");
+    let whole = template["single"].clone();
+    let fails = |file: &serde_json::Value| Tokenizer::new(&file.to_string(), 512).err().unwrap().to_string();
+    template["single"][0]["SpecialToken"]["id"] = "<|begin_of_texu|>".into();
+    let error = fails(&file);
+    assert!(error.contains("post_processor") && error.contains("<|begin_of_texu|>"), "{error}");
+    let template = &mut file["post_processor"]["processors"][1];
+    template["single"] = whole;
+    template["single"][1]["Sequence"]["id"] = "B".into();
+    assert!(fails(&file).contains("a second"));
+}
+
 #[test]
 fn half_a_character_is_held_back() {
     let tokenizer = fixture("llama32-tiny-tied").tokenizer();

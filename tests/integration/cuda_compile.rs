@@ -22,14 +22,14 @@ struct Kept {
 }
 
 impl Kept {
-    fn new(name: &str, source: &str, arch: u32) -> Self {
+    fn new(source: &str, arch: u32) -> Self {
         let (major, minor) = nvrtc::version().unwrap();
         let options = nvrtc::options(&format!("sm_{arch}")).join(" ");
         let key = format!("NVRTC {major}.{minor} {options}\n{source}\0");
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nvrtc");
-        Self { path: path.join(format!("{name}-{arch}-{:016x}.log", hasher.finish())), key }
+        Self { path: path.join(format!("{arch}-{:016x}.log", hasher.finish())), key }
     }
 
     fn log(&self) -> Option<String> {
@@ -46,7 +46,7 @@ impl Kept {
 
 /// The compiler's log of a kernel, or its error.
 fn log(name: &str, source: &str, arch: u32) -> Result<String, String> {
-    let kept = Kept::new(name, source, arch);
+    let kept = Kept::new(source, arch);
     if let Some(log) = kept.log() {
         return Ok(log);
     }

@@ -43,8 +43,8 @@ sanitizer() {
 
 bench() {
     step "$folder/fasq-bench" kernels --device cuda
-    for way in matvec tiles tables decoded; do
-        step "$folder/fasq-bench" kernels --device cuda --specs 2-256@universal --rows 16 --way $way
+    for algorithm in matvec tiles tables decoded; do
+        step "$folder/fasq-bench" kernels --device cuda --specs 2-256@universal --rows 16 --algorithm $algorithm
     done
     step "$folder/fasq-bench" quantize --device cuda
     step "$folder/fasq-bench" --device cuda -p 128,512,2048 --compare

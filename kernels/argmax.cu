@@ -1,4 +1,5 @@
-// The first index of the largest value of each row, NaN counting as larger than every number: argmax_part reduces ARGMAX_BLOCKS pieces of a row, argmax joins them.
+// The first index of the largest value of each row, NaN counting as larger than every number: argmax_part reduces
+// ARGMAX_BLOCKS pieces of a row, argmax joins them.
 // Bound: latency. H200, 128,256 values: 25 us with reading the result.
 
 struct Top {

@@ -4,6 +4,7 @@ mod choice;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(any(test, feature = "test-support"))]
 pub mod dry;
 mod quantizer;
 #[cfg(feature = "wgpu")]
@@ -131,8 +132,8 @@ pub trait Backend {
         Ok(None)
     }
 
-    /// The `k` largest of the first `dim` values of x with their places, after everything submitted so far: in falling
-    /// order, the lower place first among equals, NaN before everything.
+    /// The `k` largest of the first `dim` values of x with their positions, after everything submitted so far: in falling
+    /// order, the lower position first among equals, NaN before everything.
     async fn top_k(&self, x: &Self::Buffer, dim: usize, k: usize) -> Result<Vec<(u32, f32)>> {
         Ok(ops::top_k(bytemuck::cast_slice(&self.read(x, 0, dim).await?), k))
     }

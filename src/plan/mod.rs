@@ -14,6 +14,7 @@
 
 mod check;
 mod delta_step;
+#[cfg(any(test, feature = "test-support"))]
 pub mod dry;
 mod linear_swiglu;
 mod norm_linear;

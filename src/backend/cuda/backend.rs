@@ -1,6 +1,7 @@
 //! [`Backend`] for [`Cuda`].
 
 use super::Cuda;
+use super::device::abi::SPAN;
 use super::device::graphs::enqueue;
 use super::device::launch::{Commands, Launch};
 use super::device::unit::Source;
@@ -12,6 +13,12 @@ use crate::backend::{Backend, Bandwidth, Form, HessianSum, Key, Quantizer, Weigh
 use crate::ops::Op;
 use crate::plan::Limits;
 
+/// Elements of an attention head that its kernels' threads hold.
+const MAX_HEAD_DIM: u32 = 256;
+/// Taps of a causal convolution, and elements of a delta net's key, that a thread holds in registers.
+const MAX_TAPS: u32 = 16;
+const MAX_KEY_DIM: u32 = 256;
+
 impl Backend for Cuda {
     type Buffer = Buffer;
     type Weight = Weight;
@@ -22,10 +29,10 @@ impl Backend for Cuda {
 
     fn limits(&self) -> Limits {
         Limits {
-            head_dim: Some(256),
-            rotation: Some(512),
-            conv_taps: Some(16),
-            key_dim: Some(256),
+            head_dim: Some(MAX_HEAD_DIM),
+            rotation: Some(SPAN as u32),
+            conv_taps: Some(MAX_TAPS),
+            key_dim: Some(MAX_KEY_DIM),
             value_dim: None,
         }
     }
@@ -79,7 +86,8 @@ impl Backend for Cuda {
             let commands = schedule::lower(&self.lowering, &plan)?;
             let (count, seconds) = self.device().take_compiled();
             if count > 0 {
-                log::info!("compiled {count} kernels in {seconds:.1} s, once for this GPU");
+                let kernels = if count == 1 { "kernel" } else { "kernels" };
+                log::info!("compiled {count} {kernels} in {seconds:.1} s, once for this GPU");
             }
             Ok(commands)
         })

@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use super::device::WORKING_MEMORY;
 use super::limits::{ARGMAX_PARTS, MAX_BLOCK, MAX_HEAD_DIM, MAX_KEY_DIM, MAX_TAPS};
 use super::pipelines::Arg;
 use super::plan::Fusions;
@@ -34,6 +35,10 @@ impl Backend for Wgpu {
             key_dim: limit(MAX_KEY_DIM),
             value_dim: None,
         }
+    }
+
+    fn working_bytes(&self, _rows: usize, _cols: usize) -> u64 {
+        WORKING_MEMORY
     }
 
     fn check_memory(&self, bytes: u64) -> Result<()> {

@@ -52,8 +52,8 @@ const WORKGROUP_MEMORY: u32 = 48 << 10;
 
 const TENSOR: Features = Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(Features::SHADER_F16);
 
-/// Bytes of memory beside the weights: activations, a short context, what the driver takes.
-const WORKING_MEMORY: u64 = 64 << 20;
+/// Bytes of memory besides a model's and a session's: staging buffers, and what the driver takes.
+pub const WORKING_MEMORY: u64 = 64 << 20;
 
 /// Invocations of the smallest subgroup that the kernels' reductions take (subgroup.wgsl).
 const MIN_SUBGROUP: u32 = 4;
@@ -128,14 +128,13 @@ impl Device {
         })
     }
 
-    /// Fails if weights of `bytes` and the working memory exceed the adapter's memory; the error names both.
+    /// Fails if `bytes` exceed the adapter's memory; the error names both.
     pub fn check_memory(&self, bytes: u64) -> Result<()> {
-        let needed = bytes.saturating_add(WORKING_MEMORY);
         match self.capabilities.memory {
-            Some(memory) if needed > memory => {
+            Some(memory) if bytes > memory => {
                 let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-                let (name, needed, memory) = (self.name(), gib(needed), gib(memory));
-                let why = format!("{name} has {memory:.2} GiB of memory, the model takes {needed:.2} GiB");
+                let (name, needed, memory) = (self.name(), gib(bytes), gib(memory));
+                let why = format!("needs {needed:.2} GiB; {name} has {memory:.2} GiB of memory");
                 Err(Error::backend("wgpu", why))
             }
             Some(_) | None => Ok(()),

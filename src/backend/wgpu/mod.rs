@@ -33,7 +33,6 @@ mod weight;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
-pub use plan::Fusions;
 pub use weight::Weight;
 
 use crate::backend::unique;

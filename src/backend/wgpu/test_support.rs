@@ -1,7 +1,8 @@
 //! Devices that use less than their adapter offers, so that tests on one adapter cover what others lack.
 
 use super::device::{Capabilities, adapter};
-use super::{Fusions, Result, Wgpu};
+use super::plan::Fusions;
+use super::{Result, Wgpu};
 use crate::backend::Form;
 use crate::backend::dry::{self, Dry};
 use crate::ops::Op;

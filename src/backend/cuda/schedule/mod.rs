@@ -7,7 +7,9 @@ mod tune;
 
 pub use phases::unit as persistent_unit;
 pub use plan::{Choose, Segment, Target, plan};
-pub use tune::{Tuned, Tuner, Untuned};
+#[cfg(any(test, feature = "test-support"))]
+pub use tune::Untuned;
+pub use tune::{Tuned, Tuner};
 
 use std::collections::BTreeSet;
 

@@ -260,14 +260,16 @@ pub fn plan<'a, 'c, B: Operand, W: Matrix, C: Choose<W>>(
         let later = |buffer: &B| {
             plan::reads(after.iter().flat_map(|segment| &segment.steps), buffer).unwrap_or(false)
         };
-        let mut fused = now.steps.clone();
-        plan::fuse_steps(&mut fused, &later, &now.fusions);
-        if now.target == Target::Persistent && !phases::fits(&fused, &now.fusions) {
-            (now.target, now.fusions) = (Target::Launches, launches);
-            fused = now.steps.clone();
+        if now.target == Target::Persistent {
+            let mut fused = now.steps.clone();
             plan::fuse_steps(&mut fused, &later, &now.fusions);
+            if phases::fits(&fused, &now.fusions) {
+                now.steps = fused;
+                continue;
+            }
+            (now.target, now.fusions) = (Target::Launches, launches);
         }
-        now.steps = fused;
+        plan::fuse_steps(&mut now.steps, &later, &now.fusions);
     }
     Ok(segments)
 }

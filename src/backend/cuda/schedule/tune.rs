@@ -77,10 +77,12 @@ pub fn candidates(form: &Form, rows: u32, exact: bool, shared_limit: usize) -> V
 }
 
 /// Chooses without a device: for plans that are only looked at.
+#[cfg(any(test, feature = "test-support"))]
 pub struct Untuned {
     pub shared_limit: usize,
 }
 
+#[cfg(any(test, feature = "test-support"))]
 impl<W: Matrix> Choose<W> for Untuned {
     fn choose(&self, weight: &W, part: usize, rows: u32) -> Result<MatmulAlgorithm> {
         let form = &weight.parts()[part];
@@ -174,8 +176,8 @@ const COLD_BYTES: usize = 128 << 20;
 const REPEAT: usize = 4;
 const LONG: f64 = 2e-3;
 
-/// Weights of a matrix below which nothing is measured: compiling what is measured would take longer than it ever saves. In the
-/// built-in model matvec won every one of its 25 cases.
+/// Weights of a matrix below which nothing is measured: compiling the candidates would take longer than the best one saves.
+/// In the built-in model matvec won all 25 cases.
 const SMALL: usize = 1 << 22;
 
 /// Chooses by measurements on the device.
@@ -194,19 +196,17 @@ impl Choose<Weight> for Tuned<'_> {
         if let Some(forced) = self.forced.filter(|forced| forced.takes(form, rows, exact, limit)) {
             return Ok(forced);
         }
-        let matvec = MatmulAlgorithm::Matvec;
-        if rows == 1 || exact && matvec.takes(form, rows, exact, limit) {
+        let (matvec, small) = (MatmulAlgorithm::Matvec, form.rows * form.cols < SMALL);
+        if rows == 1 || (exact || small) && matvec.takes(form, rows, exact, limit) {
             return Ok(matvec);
         }
-        let Stored::Pq(spec) = form.stored else { return Err(nothing_takes(form, rows)) };
-        if form.rows * form.cols < SMALL {
-            let few = [matvec].into_iter().find(|matvec| matvec.takes(form, rows, exact, limit));
-            let algorithm = few.or_else(|| default(&candidates(form, rows, exact, limit), rows));
-            return algorithm.ok_or_else(|| nothing_takes(form, rows));
+        let algorithms = candidates(form, rows, exact, limit);
+        if small {
+            return default(&algorithms, rows).ok_or_else(|| nothing_takes(form, rows));
         }
+        let Stored::Pq(spec) = form.stored else { return Err(nothing_takes(form, rows)) };
         let (out, cols) = (form.rows, form.cols);
         let case = Case { spec: spec.to_string(), out, cols, rows: rows.next_power_of_two() };
-        let algorithms = candidates(form, rows, exact, limit);
         let best = self.tuner.choose(&case, &algorithms, |algorithm| self.time(algorithm, part, cols, rows));
         best.ok_or_else(|| nothing_takes(form, rows))
     }

@@ -59,14 +59,15 @@ cuda() {
 }
 
 kernels() {
-    cargo test --test conformance
+    cargo test --test conformance -- --skip wgpu_few
 }
 
 # What differs there: subgroups of 4, workgroups of up to 256 and 10 bindings. It takes minutes for whole models and for
-# kernels of many specs.
+# all specs.
 swiftshader() {
     [ -e "$swiftshader" ] || missing "no $swiftshader: install chromium" || return
-    VK_DRIVER_FILES="$swiftshader" cargo test --test conformance wgpu_full -- --skip forward --skip pq_matmul
+    VK_DRIVER_FILES="$swiftshader" cargo test --test conformance -- wgpu_full wgpu_few \
+        --skip forward --skip pq_matmul --skip pq_matvec
 }
 
 stage build build

@@ -68,6 +68,10 @@ conformance!(
     harness::EXACT
 );
 
+// Instead of all specs, for an adapter that compiles slowly.
+#[cfg(feature = "wgpu")]
+conformance!(wgpu_few, crate::wgpu::full(), [pq_few], harness::EXACT);
+
 #[cfg(feature = "wgpu")]
 conformance!(wgpu_lut, crate::wgpu::lut(), [pq_few], harness::EXACT);
 

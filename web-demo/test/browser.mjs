@@ -254,7 +254,9 @@ async function work(url) {
       await test(browser, url);
       console.log(name);
     } catch (error) {
-      error.message = `${name}: ${error.message}`;
+      const pages = browser.contexts().flatMap((context) => context.pages());
+      const said = await Promise.all(pages.map((page) => status(page).catch(() => "nothing")));
+      console.error(`${name}: failed; the page says "${said.join('", "')}"`);
       throw error;
     } finally {
       await browser.close();

@@ -95,7 +95,7 @@ impl Wgpu {
         let size = 4 * words as u64;
         let kept = self.0.staging.lock().unwrap_or_else(PoisonError::into_inner).take();
         let staging = kept.filter(|kept| kept.size() >= size).unwrap_or_else(|| {
-            device.device.create_buffer(&wgpu::BufferDescriptor {
+            device.buffer(&wgpu::BufferDescriptor {
                 label: Some("results"),
                 size: size.next_power_of_two(),
                 usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
@@ -115,7 +115,7 @@ impl Wgpu {
         #[cfg(not(target_arch = "wasm32"))]
         device.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| Error::backend("wgpu", e))?;
         let result = mapped.await;
-        device.check()?;
+        device.settled().await?;
         // A buffer that was made is not mapped only where its device is gone, which may be reported later.
         let lost = |e: String| Error::backend("wgpu", format!("{} was lost: {e}", device.name()));
         result.map_err(|e| lost(e.to_string()))?.map_err(|e| lost(e.to_string()))?;

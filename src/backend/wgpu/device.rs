@@ -38,6 +38,9 @@ pub struct Device {
     /// Workgroups along one dimension of a grid.
     pub max_grid: usize,
     faults: Arc<Mutex<Faults>>,
+    /// One for each buffer of which a browser has not yet told whether it could be made.
+    #[cfg(target_arch = "wasm32")]
+    awaited: Mutex<Vec<futures_channel::oneshot::Receiver<()>>>,
 }
 
 /// What the device reported outside of any call.
@@ -125,7 +128,55 @@ impl Device {
             max_invocations: limits.max_compute_invocations_per_workgroup as usize,
             max_grid: limits.max_compute_workgroups_per_dimension as usize,
             faults,
+            #[cfg(target_arch = "wasm32")]
+            awaited: Mutex::default(),
         })
+    }
+
+    /// A buffer. [`Device::settled`] fails where it could not be made.
+    pub fn buffer(&self, descriptor: &wgpu::BufferDescriptor<'_>) -> wgpu::Buffer {
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.device.create_buffer(descriptor);
+        let (memory, validation) = (memory.pop(), validation.pop());
+        let faults = self.faults.clone();
+        self.note(async move {
+            if let Some(error) = memory.await.or(validation.await) {
+                faults.lock().unwrap_or_else(PoisonError::into_inner).error.get_or_insert(error.to_string());
+            }
+        });
+        buffer
+    }
+
+    /// Runs what notes an error: at once, because an adapter of this machine has told of it already.
+    #[cfg(not(target_arch = "wasm32"))]
+    fn note(&self, told: impl Future<Output = ()>) {
+        pollster::block_on(told);
+    }
+
+    /// Runs what notes an error when the browser tells of it.
+    #[cfg(target_arch = "wasm32")]
+    fn note(&self, told: impl Future<Output = ()> + 'static) {
+        let (done, awaited) = futures_channel::oneshot::channel();
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner).push(awaited);
+        wasm_bindgen_futures::spawn_local(async move {
+            told.await;
+            // The receiver is gone only with the device.
+            let _ = done.send(());
+        });
+    }
+
+    /// [`Device::check`], with all buffers that were asked for. Errors that nothing waits for may come after results do.
+    pub async fn settled(&self) -> Result<()> {
+        #[cfg(target_arch = "wasm32")]
+        {
+            let awaited = std::mem::take(&mut *self.awaited.lock().unwrap_or_else(PoisonError::into_inner));
+            for buffer in awaited {
+                // A task that ended without a word has nothing to tell.
+                let _ = buffer.await;
+            }
+        }
+        self.check()
     }
 
     /// Fails if `bytes` exceed the adapter's memory; the error names both.

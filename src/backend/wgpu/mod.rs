@@ -140,7 +140,7 @@ impl Wgpu {
     async fn open_as(adapter: &wgpu::Adapter, capabilities: Capabilities) -> Result<Self> {
         let device = Device::open(adapter, capabilities).await?;
         let cache = Arc::new(Cache::default());
-        let raw = device.device.create_buffer(&wgpu::BufferDescriptor {
+        let raw = device.buffer(&wgpu::BufferDescriptor {
             label: Some("unused"),
             size: 16,
             usage: wgpu::BufferUsages::STORAGE,
@@ -184,25 +184,25 @@ impl Wgpu {
 
     /// A storage buffer of `words` zeros.
     fn storage(&self, words: usize) -> Result<Buffer> {
-        let Device { device, max_binding, .. } = &self.0.device;
+        let device = &self.0.device;
         // Short ones can be bound as uniforms, which have their whole length (delta_step.wgsl).
         let uniform = 4 * MAX_VALUE_HEADS as u64;
         let size = (words as u64).saturating_mul(4).max(uniform);
-        if size > *max_binding {
+        if size > device.max_binding {
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-            let (most, name) = (mib(*max_binding), self.0.device.name());
+            let (most, name) = (mib(device.max_binding), device.name());
             let why = format!("{name} takes buffers of up to {most:.2} MiB, not {:.2}", mib(size));
             return Err(Error::backend("wgpu", why));
         }
         use wgpu::BufferUsages as Usage;
         let uniform = if size == uniform { Usage::UNIFORM } else { Usage::empty() };
-        let raw = device.create_buffer(&wgpu::BufferDescriptor {
+        let raw = device.buffer(&wgpu::BufferDescriptor {
             label: None,
             size,
             usage: Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST | uniform,
             mapped_at_creation: false,
         });
-        self.0.device.check()?;
+        device.check()?;
         Ok(Buffer::new(raw, &self.0.cache, words))
     }
 

@@ -79,7 +79,7 @@ fn a_large_vocabulary_keeps_the_same_tokens() {
     });
     let kept: std::collections::HashSet<_> = kept.copied().collect();
     assert!(kept.len() > 256 && kept.len() < 1000);
-    let found = frequencies(Sampling { top_p: 0.6, ..plain() }, &logits, DRAWS);
+    let found = frequencies(Sampling { top_p: 0.6, ..plain() }, &logits, DRAWS / 8);
     assert!(found.iter().enumerate().all(|(i, &f)| f == 0.0 || kept.contains(&i)));
     assert!(found.iter().filter(|&&f| f > 0.0).count() > kept.len() * 9 / 10);
 }

@@ -223,6 +223,15 @@ fn the_program_meets_a_size_and_reproduces_it() {
 }
 
 #[test]
+fn too_few_sequences_are_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("model.fasq").display().to_string();
+    let few = [NAME, "-o", &out, "--size", "330kB", "--sensitivity", "self", "--sequences", "8", "--length", "32"];
+    let text = refused("fasq-quantize", &few);
+    assert!(text.contains("sequences of the feedback text: expected over 8"), "{text}");
+}
+
+#[test]
 fn seconds_are_elapsed_seconds() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("model.fasq").display().to_string();

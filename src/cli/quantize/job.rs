@@ -185,6 +185,10 @@ impl Job<'_> {
         let (probe, rest) = text.split_at(text.len().min(PROBE_SEQUENCES));
         let mut inputs = match self.feedback {
             Learn::Nothing => None,
+            _ if rest.is_empty() => {
+                let expected = format!("over {PROBE_SEQUENCES}: sensitivities take the first of them");
+                return Err(Error::mismatch("sequences of the feedback text", expected, text.len()));
+            }
             _ => Some(Activations::new(model, &rest[..rest.len().min(2 * PROBE_SEQUENCES)], self.stop)?),
         };
         let inputs = inputs.as_mut().map(|inputs| inputs as &mut dyn Inputs);

@@ -1,6 +1,5 @@
 // y = W x for product-quantized W and many rows of x: pq_decode decodes the codes of a slab of W's rows to f16 scratch,
-// which cuBLAS multiplies. Also pq_tiles, which brings codes into the device's layout, and pq_reduce, which adds up split-K
-// parts.
+// which cuBLAS multiplies. Also pq_reduce, which adds up split-K parts.
 
 #ifdef PQ_D
 // Transposes a 4 x 4 matrix over four lanes: lane t gets element t of each lane's four, in the order of the lanes.
@@ -108,37 +107,6 @@ pq_decode(const u32* codes, const u32* codebooks, const u16* scales, u16* w_out,
             decode(tile, w);
         }
     }
-}
-
-// Reorders rows of packed codes, as a file has them, to tiles: a thread a code, by atomic OR into zeroed tiles.
-KERNEL pq_tiles(const unsigned char* rows, u32* tiles, u32 first, u32 count, u32 subspaces, u32 row_bytes, u32 code_tiles) {
-    const u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    const u32 n = i / subspaces, j = i % subspaces;
-    if (n >= count) return;
-    const u64 bit = (u64)j * BITS;
-    const unsigned char* at = rows + (u64)n * row_bytes + bit / 8;
-    u32 raw = 0;
-#pragma unroll
-    for (u32 k = 0; k < 3; k++) {
-        if (bit / 8 + k < row_bytes) raw |= (u32)at[k] << (8 * k);
-    }
-    const u32 code = (raw >> (bit % 8)) & ((1u << BITS) - 1u);
-    const u32 row = first + n, lane = (row % 8) * 4 + (j % TILE_CODES) / LANE_CODES;
-    const u32 at_lane = (row % TILE_ROWS) / 8 * LANE_CODES + j % LANE_CODES;
-    u32* tile = tiles + ((u64)(row / TILE_ROWS) * code_tiles + j / TILE_CODES) * TILE_WORDS;
-    if constexpr (BITS == 6) {
-        const u32 first = at_lane / LANE_CODES * 3, c = at_lane % LANE_CODES, shift = c % 4 * 8;
-        if (c < 12) {
-            atomicOr(tile + plane_word(lane, first + c / 4), code << shift);
-        } else {
-#pragma unroll
-            for (u32 k = 0; k < 3; k++) atomicOr(tile + plane_word(lane, first + k), (code >> 2 * k & 3) << (shift + 6));
-        }
-        return;
-    }
-    const u32 to = at_lane * BITS;
-    atomicOr(tile + plane_word(lane, to / 32), code << (to % 32));
-    if (to % 32 + BITS > 32) atomicOr(tile + plane_word(lane, to / 32 + 1), code >> (32 - to % 32));
 }
 #else
 

@@ -18,13 +18,7 @@ constexpr bool SPREAD = false;
 constexpr int ENTRY = D <= 2 ? D : D <= 4 ? 4 : 8;
 
 // Index of `lane`'s word `w` in a tile.
-__device__ __forceinline__ u32 plane_word(u32 lane, u32 w) {
-    constexpr u32 QUADS = BITS / 4 * 4;
-    if (w < QUADS) return (w / 4) * 128 + lane * 4 + w % 4;
-    const u32 rest = w - QUADS;
-    if ((BITS & 2) && rest < 2) return QUADS * 32 + lane * 2 + rest;
-    return (BITS & ~1) * 32 + lane;
-}
+__device__ __forceinline__ u32 plane_word(u32 lane, u32 w) { return tile_word(BITS, lane, w); }
 
 // Loads a lane's words of one tile. Not through the read-only path (load_stream): the compiler would postpone these loads to
 // the end of an iteration, where nothing hides their latency.

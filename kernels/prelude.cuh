@@ -103,6 +103,15 @@ __device__ __forceinline__ void copy_async(u32 to, const void* from) {
 
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
+// Index of `lane`'s word `w` in a tile of codes of `bits` bits (pq_tile.cuh).
+__device__ __forceinline__ u32 tile_word(u32 bits, u32 lane, u32 w) {
+    const u32 quads = bits / 4 * 4;
+    if (w < quads) return (w / 4) * 128 + lane * 4 + w % 4;
+    const u32 rest = w - quads;
+    if ((bits & 2) && rest < 2) return quads * 32 + lane * 2 + rest;
+    return (bits & ~1u) * 32 + lane;
+}
+
 // Unpacks 16 bytes of dense weights to f32.
 template <int DTYPE, int COUNT>
 __device__ __forceinline__ void unpack(f32 (&w)[COUNT], uint4 v) {

@@ -83,13 +83,7 @@ impl Backend for Cuda {
             let tuned = Tuned { lowering: &self.lowering, tuner: &self.tuner, forced: self.forced };
             let capabilities = self.device().capabilities;
             let plan = schedule::plan(ops, capabilities, self.lowering.precision, &tuned)?;
-            let commands = schedule::lower(&self.lowering, &plan)?;
-            let (count, seconds) = self.device().take_compiled();
-            if count > 0 {
-                let kernels = if count == 1 { "kernel" } else { "kernels" };
-                log::info!("compiled {count} {kernels} in {seconds:.1} s, once for this GPU");
-            }
-            Ok(commands)
+            schedule::lower(&self.lowering, &plan)
         })
     }
 
@@ -117,7 +111,7 @@ impl Backend for Cuda {
         const BYTES: usize = 4 << 30;
         let device = self.device();
         let (memory, sink) = (device.alloc(BYTES / 4, true)?, device.alloc(4, true)?);
-        let function = device.function(&Source::StreamRead.unit(), "stream_read")?;
+        let function = Source::StreamRead.unit().function("stream_read");
         let mut commands = Commands::default();
         commands.launch(
             Launch::new(function, [device.capabilities.sms * 2, 1, 1], 1024, 0)

@@ -27,6 +27,7 @@ pub fn units(limit: usize) -> Vec<Checked> {
         Source::Hessian,
         Source::PqMatmul,
         Source::PqMatvecSubspace,
+        Source::PqTiles,
         Source::Quantize,
         Source::RmsNorm,
         Source::Rotate,
@@ -92,7 +93,7 @@ pub fn units(limit: usize) -> Vec<Checked> {
     ];
     for (text, spec) in specs.into_iter().filter_map(|text| Some((text, text.parse::<PqSpec>().ok()?))) {
         let lookup = Lookup::of(&spec, 4096, limit);
-        all.extend([(embed_pq(&spec), 0), (matvec_any(&spec), 0), (tiles(&spec), 0), decode(&spec, lookup)]);
+        all.extend([(embed_pq(&spec), 0), (matvec_any(&spec), 0), decode(&spec, lookup)]);
         all.push((pack_unit(spec.d), 0));
         all.extend(Tables::new(&spec).map(|tables| (tables.unit, tables.shared)));
         // One spec of each lookup and width of entries by every shape of a tile, the others by a small and a large one.

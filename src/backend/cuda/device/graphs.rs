@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ffi::c_void;
 
 use cudarc::cublas::sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType};
-use cudarc::driver::{CudaGraph, sys};
+use cudarc::driver::{CudaFunction, CudaGraph, sys};
 
 use super::launch::{Arg, Commands, Gemm, Kernel, Work};
 use super::memory::{Memory, driver};
@@ -70,7 +70,9 @@ impl Graphs {
             seen.push_back(list);
             return enqueue(device, &commands);
         }
-        let graph = capture(device, &commands)?;
+        // Modules cannot be loaded into a graph.
+        let functions = device.functions(&commands)?;
+        let graph = capture(device, &commands, &functions)?;
         graph.launch().map_err(driver)?;
         let mut kept = self.kept.borrow_mut();
         if kept.len() == GRAPHS {
@@ -81,10 +83,10 @@ impl Graphs {
     }
 }
 
-fn capture(device: &Device, commands: &Commands) -> Result<CudaGraph> {
+fn capture(device: &Device, commands: &Commands, functions: &[CudaFunction]) -> Result<CudaGraph> {
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     device.stream.begin_capture(mode).map_err(driver)?;
-    let replayed = enqueue(device, commands);
+    let replayed = enqueue_loaded(device, commands, functions);
     let graph = device.stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(driver);
     replayed?;
     graph?.ok_or_else(|| error("a list of launches made an empty graph"))
@@ -93,16 +95,25 @@ fn capture(device: &Device, commands: &Commands) -> Result<CudaGraph> {
 /// Enqueues launches, once.
 pub fn enqueue(device: &Device, commands: &Commands) -> Result<()> {
     device.bind()?;
+    enqueue_loaded(device, commands, &device.functions(commands)?)
+}
+
+/// Enqueues launches of these kernels, in their order.
+fn enqueue_loaded(device: &Device, commands: &Commands, functions: &[CudaFunction]) -> Result<()> {
+    let mut functions = functions.iter();
     for work in &commands.work {
         match work {
-            Work::Kernel(kernel) => launch(device, kernel)?,
+            Work::Kernel(kernel) => {
+                let function = functions.next().ok_or_else(|| error("a launch has no loaded kernel"))?;
+                launch(device, function, kernel)?;
+            }
             Work::Gemm(gemm) => multiply(device, gemm)?,
         }
     }
     Ok(())
 }
 
-fn launch(device: &Device, kernel: &Kernel) -> Result<()> {
+fn launch(device: &Device, function: &CudaFunction, kernel: &Kernel) -> Result<()> {
     let mut pointers: Vec<*mut c_void> = kernel
         .args
         .iter()
@@ -139,13 +150,13 @@ fn launch(device: &Device, kernel: &Kernel) -> Result<()> {
         attrs: &raw mut attribute,
         numAttrs: u32::from(kernel.resident || device.capabilities.arch >= 90),
     };
-    // SAFETY: the function is loaded (the kernel holds it, and the device's cache), its parameters are of the sizes and in
+    // SAFETY: the function is loaded (the device keeps it), its parameters are of the sizes and in
     // the order of `args` (tests/conformance runs every kernel), and the memory that they name is alive: the operations
     // borrow it until this is enqueued, scratch memory lives as long as the device, and memory is freed in stream order.
     unsafe {
         sys::cuLaunchKernelEx(
             &raw const config,
-            kernel.function.function.cu_function(),
+            function.cu_function(),
             pointers.as_mut_ptr(),
             std::ptr::null_mut(),
         )

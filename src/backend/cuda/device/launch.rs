@@ -1,11 +1,9 @@
 //! Launches in a list, which name memory that whoever enqueues them keeps alive until then.
 
-use std::rc::Rc;
-
 use cudarc::cublas::sys::cudaDataType;
 
-use super::Function;
 use super::memory::{Memory, address};
+use super::unit::Function;
 
 /// One argument of a kernel.
 pub enum Arg {
@@ -17,7 +15,7 @@ pub enum Arg {
 
 /// A kernel with its arguments, recorded.
 pub struct Kernel {
-    pub function: Rc<Function>,
+    pub function: Function,
     pub grid: [u32; 3],
     pub block: u32,
     pub shared: u32,
@@ -41,11 +39,11 @@ pub struct Shape {
 }
 
 impl Launch {
-    pub fn of(function: Rc<Function>, shape: Shape) -> Self {
+    pub fn of(function: Function, shape: Shape) -> Self {
         Self::new(function, shape.grid, shape.threads, shape.shared)
     }
 
-    pub fn new(function: Rc<Function>, grid: [u32; 3], block: u32, shared: u32) -> Self {
+    pub fn new(function: Function, grid: [u32; 3], block: u32, shared: u32) -> Self {
         let args = Vec::with_capacity(16);
         let kernel = Kernel { function, grid, block, shared, args, resident: false };
         Self { kernel, own: None }

@@ -10,7 +10,7 @@ pub mod nvrtc;
 mod transfer;
 pub mod unit;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt::Display;
@@ -25,7 +25,7 @@ use half::f16;
 use crate::{Error, Result};
 use memory::{Memory, address, describe, driver};
 use transfer::Staging;
-use unit::Unit;
+use unit::{Function, Unit};
 
 /// Oldest architecture that the kernels' instructions need (mma.sync m16n8k16, cp.async: Ampere).
 const OLDEST_ARCH: u32 = 80;
@@ -71,23 +71,14 @@ pub struct Device {
     context: Arc<CudaContext>,
     name: String,
     pub capabilities: Capabilities,
-    functions: RefCell<HashMap<(Unit, &'static str), Rc<Function>>>,
     modules: RefCell<HashMap<Unit, Arc<CudaModule>>>,
+    functions: RefCell<HashMap<Function, CudaFunction>>,
     scratch: RefCell<HashMap<Scratch, Memory>>,
     /// Scratch that became too small; graphs may still use it.
     outgrown: RefCell<Vec<Memory>>,
     universal: RefCell<Vec<(Vec<f16>, Memory)>>,
     blas: RefCell<Option<Rc<CudaBlas>>>,
     staging: RefCell<Option<Staging>>,
-    /// Sources that were compiled since [`Device::take_compiled`], and the seconds that it took.
-    compiled: Cell<(usize, f64)>,
-}
-
-/// A kernel, loaded.
-pub struct Function {
-    pub function: CudaFunction,
-    /// Shared memory that a launch may ask for.
-    pub dynamic_limit: u32,
 }
 
 /// How many devices there are; an error that says what is missing where there are none.
@@ -143,7 +134,6 @@ impl Device {
             universal: RefCell::default(),
             blas: RefCell::default(),
             staging: RefCell::default(),
-            compiled: Cell::default(),
         })
     }
 

@@ -58,6 +58,7 @@ sources!(
     PqMatvecSubspace "pq_matvec_subspace",
     PqRow "pq_row",
     PqRows "pq_rows",
+    PqTiles "pq_tiles",
     Quantize "quantize",
     RmsNorm "rms_norm",
     RopeCache "rope_cache",
@@ -86,6 +87,13 @@ pub const PQ_TILE: &str = include_str!("../../../../kernels/pq_tile.cuh");
 /// Text that a source needs where a constant is given.
 const SHARED: &[(&str, &str)] =
     &[("PQ_D", PQ_TILE), ("HEAD_DIM", ATTENTION_LANES), ("GROUP", ATTENTION_TILES)];
+
+/// A kernel of a unit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Function {
+    pub unit: Unit,
+    pub name: &'static str,
+}
 
 /// A source with its specialisation constants: what NVRTC compiles at once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -116,6 +124,11 @@ impl Unit {
 
     pub fn source(&self) -> Source {
         self.source
+    }
+
+    /// Its kernel of this name.
+    pub fn function(&self, name: &'static str) -> Function {
+        Function { unit: self.clone(), name }
     }
 
     pub fn constants(&self) -> &BTreeMap<&'static str, u32> {

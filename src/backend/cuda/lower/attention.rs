@@ -124,7 +124,7 @@ impl Lowering {
         let unit = kernels::rope_cache(lanes, self.precision.cache());
         let across = (p.heads + 2 * p.kv_heads).div_ceil(128 / lanes);
         c.launch(
-            Launch::new(self.device.function(&unit, "rope_cache")?, [across, p.rows, 1], 128, 0)
+            Launch::new(unit.function("rope_cache"), [across, p.rows, 1], 128, 0)
                 .memory(op.qkv.memory())
                 .optional(op.q_norm.map(|norm| norm.memory()), 0)
                 .optional(op.k_norm.map(|norm| norm.memory()), 0)
@@ -167,7 +167,7 @@ impl Lowering {
             Splits::of(&p, self.precision.cache(), self.capabilities());
         let [partial, sums] = self.split_memory(&p, splits)?;
         let shared = split_shared(p.head_dim, group);
-        let (grid, function) = ([across, p.rows, splits], self.device.function(&unit, "attention_split")?);
+        let (grid, function) = ([across, p.rows, splits], unit.function("attention_split"));
         c.launch(
             Launch::new(function, grid, threads(p.head_dim), shared)
                 .memory(op.qkv.memory())
@@ -181,7 +181,7 @@ impl Lowering {
         let size = if p.rotate > 0 { p.rotate } else { SPAN as u32 };
         let dim = p.heads * p.head_dim;
         let (rows, copy) = self.second_copy(packing, p.rows, dim as usize)?;
-        let function = self.device.function(&unit, "attention_combine")?;
+        let function = unit.function("attention_combine");
         c.launch(
             Launch::new(function, [dim.div_ceil(size), rows, 1], 512, 0)
                 .memory(op.qkv.memory())
@@ -203,7 +203,7 @@ impl Lowering {
         packing: Option<Packing>,
     ) -> Result<()> {
         let p = op.params;
-        let function = self.device.function(&by_tiles(p.head_dim), "attention_rows")?;
+        let function = by_tiles(p.head_dim).function("attention_rows");
         let grid = [p.rows.div_ceil(ROWS), p.heads, p.segments];
         c.launch(
             Launch::new(function, grid, 128, shared)

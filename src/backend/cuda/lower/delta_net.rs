@@ -43,7 +43,7 @@ impl Lowering {
         }
         let grid = [p.value_dim.div_ceil(32), p.value_heads, p.segments];
         c.launch(
-            Launch::new(self.device.function(&by_rows(p.key_dim), "delta_rule")?, grid, 128, 0)
+            Launch::new(by_rows(p.key_dim).function("delta_rule"), grid, 128, 0)
                 .memory(op.qkv.memory())
                 .memory(op.proj.memory())
                 .memory(op.a_log.memory())
@@ -73,7 +73,7 @@ impl Lowering {
         let made = self.device.scratch(Scratch::Chunks, end as usize / 4)?;
         c.launch(
             Launch::new(
-                self.device.function(&unit, "delta_prepare")?,
+                unit.function("delta_prepare"),
                 [p.key_heads, p.rows.div_ceil(CHUNK), p.segments],
                 128,
                 0,
@@ -90,7 +90,7 @@ impl Lowering {
         );
         let grid = [p.value_dim.div_ceil(32), p.value_heads, p.segments];
         c.launch(
-            Launch::new(self.device.function(&unit, "delta_chunks")?, grid, 128, shared)
+            Launch::new(unit.function("delta_chunks"), grid, 128, shared)
                 .memory(op.qkv.memory())
                 .memory(&made)
                 .memory_at(&made, mixes_at)
@@ -109,7 +109,7 @@ impl Lowering {
         let across = p.channels.div_ceil(128);
         let pieces = p.rows.div_ceil(CONV_PIECE as u32);
         c.launch(
-            Launch::new(self.device.function(&unit, "causal_conv")?, [across, p.segments, pieces], 128, 0)
+            Launch::new(unit.function("causal_conv"), [across, p.segments, pieces], 128, 0)
                 .memory(op.x.memory())
                 .memory(op.weight.memory())
                 .memory(op.segments.memory())
@@ -120,7 +120,7 @@ impl Lowering {
         if pieces > 1 {
             c.launch(
                 Launch::new(
-                    self.device.function(&unit, "causal_conv_state")?,
+                    unit.function("causal_conv_state"),
                     [across, p.segments, 1],
                     128,
                     0,

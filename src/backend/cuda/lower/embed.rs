@@ -14,14 +14,14 @@ impl Lowering {
         let (grid, threads, shared) = ([p.rows, 1, 1], row_threads(p.dim), kernels::row_shared(p.dim));
         let launch = match &op.table.parts[0].kind {
             Kind::Dense { dtype, memory } => {
-                Launch::new(self.device.function(&Source::Embed.unit(), "embed")?, grid, threads, shared)
+                Launch::new(Source::Embed.unit().function("embed"), grid, threads, shared)
                     .memory(op.tokens.memory())
                     .memory(memory)
                     .memory(op.y.memory())
                     .word(dtype_number(*dtype))
             }
             Kind::Pq(pq) => {
-                let function = self.device.function(&kernels::embed_pq(&pq.spec), "embed_pq")?;
+                let function = kernels::embed_pq(&pq.spec).function("embed_pq");
                 Launch::new(function, grid, threads, shared)
                     .memory(op.tokens.memory())
                     .memory(&pq.codes)

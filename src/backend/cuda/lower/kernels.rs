@@ -271,11 +271,6 @@ pub fn decode(spec: &PqSpec, lookup: Lookup) -> (Unit, u32) {
     }
 }
 
-/// Packing to tiles.
-pub fn tiles(spec: &PqSpec) -> Unit {
-    pq(Source::PqMatmul, spec)
-}
-
 pub fn embed_pq(spec: &PqSpec) -> Unit {
     pq(Source::Embed, spec)
 }

@@ -171,10 +171,10 @@ impl Lowering {
         let (function, grid, threads, shared) = match alone {
             Some((unit, shared)) => {
                 let grid = self.capabilities().sms.min(part.rows as u32);
-                (self.device.function(&unit, "dense_row")?, grid, kernels::DENSE_ROW_WARPS * 32, shared)
+                (unit.function("dense_row"), grid, kernels::DENSE_ROW_WARPS * 32, shared)
             }
             None => {
-                let function = self.device.function(&kernels::dense(dtype, rows), "dense_matvec")?;
+                let function = kernels::dense(dtype, rows).function("dense_matvec");
                 // 8 warps of 4 rows a block.
                 (function, part.rows.div_ceil(32) as u32, 256, 0)
             }
@@ -225,7 +225,7 @@ impl Lowering {
 
     pub(super) fn add_bias(&self, c: &mut Commands, part: &Part, io: &Io<'_>) -> Result<()> {
         let Some(bias) = io.bias else { return Ok(()) };
-        let function = self.device.function(&Source::DenseMatmul.unit(), "add_bias")?;
+        let function = Source::DenseMatmul.unit().function("add_bias");
         c.launch(
             Launch::new(function, [part.rows.div_ceil(256) as u32, io.params.rows, 1], 256, 0)
                 .memory_at(bias, part.first as u64 * 4)
@@ -252,7 +252,7 @@ impl Lowering {
             Lookup::Shared { replicas } if rows > 1 => {
                 let kernel = Rows::new(&pq.spec, replicas, rows, limit);
                 let packed = packed.ok_or_else(|| cannot("read rows that are not packed"))?;
-                let function = self.device.function(&kernel.unit, "pq_rows")?;
+                let function = kernel.unit.function("pq_rows");
                 let launch =
                     Launch::new(function, [row_tiles.min(sms), 1, 1], kernel.warps * 32, kernel.shared);
                 c.launch(
@@ -267,7 +267,7 @@ impl Lowering {
             Lookup::Shared { replicas } => {
                 let kernel = Matvec::new(&pq.spec, replicas, limit);
                 let chunk = kernel.chunk(code_tiles);
-                let function = self.device.function(&kernel.unit, "pq_matvec_shared")?;
+                let function = kernel.unit.function("pq_matvec_shared");
                 let grid = [row_tiles.min(sms), 1, 1];
                 c.launch(
                     io.multiply(
@@ -285,7 +285,7 @@ impl Lowering {
                 );
             }
             Lookup::Memory => {
-                let function = self.device.function(&kernels::matvec_any(&pq.spec), "pq_matvec")?;
+                let function = kernels::matvec_any(&pq.spec).function("pq_matvec");
                 c.launch(
                     io.multiply(Launch::new(function, [row_tiles.div_ceil(4), rows, 1], 128, 0), pq, part)
                         .memory_at(io.x, io.x_at())

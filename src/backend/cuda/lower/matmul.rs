@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::kernels::{self, Lookup};
-use super::linear::{Io, dtype_number};
+use super::linear::Io;
 use super::paper;
 use super::weight::{Part, Pq};
 use super::{Lowering, Packing};
@@ -72,33 +72,6 @@ impl MatmulAlgorithm {
             Self::Tiles => split || !exact,
             Self::Tables => paper::Tables::take(&spec, form.rows, rows),
             Self::Decoded => !exact,
-        }
-    }
-
-    /// What is compiled for it.
-    pub fn unit(self, form: &Form, rows: u32, shared_limit: usize) -> Option<Unit> {
-        match (self, form.stored) {
-            (Self::DenseRow, Stored::Dense(dtype)) => {
-                kernels::dense_row(dtype_number(dtype), form.cols, shared_limit).map(|(unit, _)| unit)
-            }
-            (Self::DenseFew, Stored::Dense(dtype)) => Some(kernels::dense(dtype_number(dtype), rows)),
-            (Self::Matvec, Stored::Pq(spec)) => Some(match Lookup::of(&spec, form.cols, shared_limit) {
-                Lookup::Shared { replicas } if rows > 1 => {
-                    kernels::Rows::new(&spec, replicas, rows, shared_limit).unit
-                }
-                Lookup::Shared { replicas } => kernels::Matvec::new(&spec, replicas, shared_limit).unit,
-                Lookup::Subspace => kernels::MatvecSubspace::new(&spec, rows).unit,
-                Lookup::Memory => kernels::matvec_any(&spec),
-            }),
-            (Self::Tiles, Stored::Pq(spec)) => {
-                let lookup = Lookup::of(&spec, form.cols, shared_limit);
-                Some(Tiles::new(&spec, lookup, rows, shared_limit).unit)
-            }
-            (Self::Decoded, Stored::Pq(spec)) => {
-                Some(kernels::decode(&spec, Lookup::of(&spec, form.cols, shared_limit)).0)
-            }
-            (Self::Tables, Stored::Pq(spec)) => paper::Tables::new(&spec).map(|tables| tables.unit),
-            (Self::DenseRow | Self::DenseFew | Self::DenseGemm, _) | (_, Stored::Dense(_)) => None,
         }
     }
 
@@ -248,7 +221,7 @@ impl Lowering {
         let partial =
             self.device.scratch(Scratch::Partial, (grid * 2 * tiles.rows * tiles.columns) as usize)?;
         let arrivals = self.device.scratch(Scratch::Arrivals, outputs as usize)?;
-        let function = self.device.function(&tiles.unit, "pq_matmul_tiles")?;
+        let function = tiles.unit.function("pq_matmul_tiles");
         c.launch(
             io.multiply(Launch::new(function, [grid, 1, 1], tiles.threads, tiles.shared), pq, part)
                 .memory(packed)
@@ -279,7 +252,7 @@ impl Lowering {
             .clamp(TILE_ROWS, part.rows.next_multiple_of(TILE_ROWS));
         let scratch = self.device.scratch(Scratch::HalfWeight, (slab * cols).div_ceil(2))?;
         let (unit, shared) = kernels::decode(&pq.spec, pq.lookup);
-        let function = self.device.function(&unit, "pq_decode")?;
+        let function = unit.function("pq_decode");
         for first in (0..part.rows).step_by(slab) {
             let rows = slab.min(part.rows - first);
             let tiles = (pq.code_tiles * rows.div_ceil(TILE_ROWS)) as u32;

@@ -88,7 +88,7 @@ impl Lowering {
         let packed = self.packed(pack.packing, rows, cols)?;
         c.launch(match pack.packing {
             Packing::Half(dtype) => {
-                let function = self.device.function(&Source::DenseMatmul.unit(), "to_half")?;
+                let function = Source::DenseMatmul.unit().function("to_half");
                 let blocks = (rows as usize * cols).div_ceil(1024) as u32;
                 Launch::new(function, [blocks, 1, 1], 256, 0)
                     .memory_at(pack.x.memory(), x_at)
@@ -99,7 +99,7 @@ impl Lowering {
             }
             Packing::Tiles { d, groups, split } => {
                 let pieces = Packing::pieces(d, groups, cols) as u32;
-                let function = self.device.function(&pack_unit(d), "pack_rows")?;
+                let function = pack_unit(d).function("pack_rows");
                 Launch::new(function, [pieces.div_ceil(256), 1, 1], 256, 0)
                     .memory_at(pack.x.memory(), x_at)
                     .memory(&packed)

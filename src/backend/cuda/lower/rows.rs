@@ -54,7 +54,7 @@ pub fn spans_shape(rows: u32, dim: u32) -> Shape {
 impl Lowering {
     pub fn gather_rows(&self, c: &mut Commands, op: &GatherRows<'_, Buffer>) -> Result<()> {
         let p = op.params;
-        let function = self.device.function(&Source::GatherRows.unit(), "gather_rows")?;
+        let function = Source::GatherRows.unit().function("gather_rows");
         c.launch(
             Launch::of(function, gather_rows_shape(&p))
                 .memory(op.x.memory())
@@ -81,7 +81,7 @@ impl Lowering {
         };
         let (rows, copy) = self.second_copy(packing, p.rows, p.dim as usize)?;
         shape.grid[0] = rows;
-        let function = self.device.function(&Source::RmsNorm.unit(), entry)?;
+        let function = Source::RmsNorm.unit().function(entry);
         c.launch(
             Launch::of(function, shape)
                 .memory(op.x.memory())
@@ -107,7 +107,7 @@ impl Lowering {
         packing: Option<Packing>,
     ) -> Result<()> {
         let (rows, copy) = self.second_copy(packing, p.rows, p.dim as usize)?;
-        let function = self.device.function(&Source::Rotate.unit(), "rotate")?;
+        let function = Source::Rotate.unit().function("rotate");
         c.launch(
             Launch::of(function, spans_shape(rows, p.dim))
                 .memory(x)
@@ -127,7 +127,7 @@ impl Lowering {
             ("swiglu_rows", spans_shape(rows, p.dim))
         };
         shape.grid[1] = rows;
-        let function = self.device.function(&Source::SwiGlu.unit(), entry)?;
+        let function = Source::SwiGlu.unit().function(entry);
         c.launch(
             Launch::of(function, shape)
                 .memory(op.x.memory())
@@ -143,7 +143,7 @@ impl Lowering {
         // A block takes a rotation's block where that is of whole heads.
         let size = p.heads * p.dim;
         let part = if p.rotate > 0 && p.rotate.is_multiple_of(p.dim) { p.rotate } else { size };
-        let function = self.device.function(&Source::GatedNorm.unit(), "gated_norm")?;
+        let function = Source::GatedNorm.unit().function("gated_norm");
         let shared = kernels::row_shared(part);
         c.launch(
             Launch::new(function, [size / part, p.rows, 1], row_threads(part), shared)

@@ -20,14 +20,14 @@ impl Lowering {
         let mut c = Commands::default();
         let grid = [ARGMAX_BLOCKS as u32, rows as u32, 1];
         c.launch(
-            Launch::new(device.function(&unit, "argmax_part")?, grid, 256, 0)
+            Launch::new(unit.function("argmax_part"), grid, 256, 0)
                 .memory(x.memory())
                 .memory(&values)
                 .memory(&positions)
                 .word(dim as u32),
         );
         c.launch(
-            Launch::new(device.function(&unit, "argmax")?, [rows as u32, 1, 1], 32, 0)
+            Launch::new(unit.function("argmax"), [rows as u32, 1, 1], 32, 0)
                 .memory(&values)
                 .memory(&positions)
                 .memory(&found),
@@ -46,7 +46,7 @@ impl Lowering {
         let found = device.scratch(Scratch::Found, 2 * k)?;
         let mut c = Commands::default();
         c.launch(
-            Launch::new(device.function(&Source::TopK.unit(), "top_k")?, [1, 1, 1], 1024, 0)
+            Launch::new(Source::TopK.unit().function("top_k"), [1, 1, 1], 1024, 0)
                 .memory(x.memory())
                 .memory(&found)
                 .word(dim as u32)

@@ -53,7 +53,7 @@ impl Lowering {
             eps: norm.params.eps,
             weight_offset: norm.params.weight_offset,
         });
-        let function = self.device.function(&kernel.unit, "pq_matvec_subspace")?;
+        let function = kernel.unit.function("pq_matvec_subspace");
         c.launch(
             Launch::new(function, [blocks.iter().sum(), 1, 1], kernel.warps * 32, kernel.table)
                 .structure(matrices.words())
@@ -65,7 +65,7 @@ impl Lowering {
                 .structure(params.words())
                 .structure(normed.words()),
         );
-        let function = self.device.function(&Source::PqMatvecSubspace.unit(), "pq_sum_parts")?;
+        let function = Source::PqMatvecSubspace.unit().function("pq_sum_parts");
         let grid = (out as u32 * rows).div_ceil(32).min(sms);
         c.launch(
             Launch::new(function, [grid, 1, 1], 512, 0)

@@ -11,6 +11,7 @@ use crate::backend::cuda::device::Device;
 use crate::backend::cuda::device::abi::{TILE_CODES, TILE_ROWS};
 use crate::backend::cuda::device::graphs::enqueue;
 use crate::backend::cuda::device::launch::{Commands, Launch};
+use crate::backend::cuda::device::unit::Source;
 use crate::backend::cuda::device::memory::Memory;
 use crate::backend::unique;
 use crate::ops::Matrix;
@@ -181,7 +182,7 @@ impl Pq {
             let staged = device.alloc(matrix.codes.len().div_ceil(4), false)?;
             device.write(&staged, &matrix.codes)?;
             let count = (matrix.rows * subspaces).div_ceil(256) as u32;
-            let function = device.function(&kernels::tiles(&spec), "pq_tiles")?;
+            let function = Source::PqTiles.unit().function("pq_tiles");
             let launch = Launch::new(function, [count, 1, 1], 256, 0)
                 .memory(&staged)
                 .memory(&pq.codes)
@@ -189,7 +190,8 @@ impl Pq {
                 .word(matrix.rows as u32)
                 .word(subspaces as u32)
                 .word(row_bytes as u32)
-                .word(pq.code_tiles as u32);
+                .word(pq.code_tiles as u32)
+                .word(spec.code_bits() as u32);
             let mut commands = Commands::default();
             commands.launch(launch);
             enqueue(device, &commands)?;
@@ -239,7 +241,7 @@ fn table_words(spec: &PqSpec, code_tiles: usize) -> usize {
 fn tables(device: &Device, spec: &PqSpec, cols: usize, pq: &Pq) -> Result<Memory> {
     let subspaces = spec.subspaces(cols);
     let memory = device.alloc(table_words(spec, pq.code_tiles), true)?;
-    let function = device.function(&kernels::tables(spec), "pq_tables")?;
+    let function = kernels::tables(spec).function("pq_tables");
     let mut commands = Commands::default();
     commands.launch(
         Launch::new(function, [(subspaces * spec.k).div_ceil(256) as u32, 1, 1], 256, 0)

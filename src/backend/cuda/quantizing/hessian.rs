@@ -53,7 +53,7 @@ impl HessianSum<Buffer> for Sums<'_> {
         let mut commands = Commands::default();
         commands.launch(
             Launch::new(
-                self.lowering.device.function(&Source::Hessian.unit(), "hessian_add")?,
+                Source::Hessian.unit().function("hessian_add"),
                 [self.dim as u32, 1, 1],
                 256,
                 0,

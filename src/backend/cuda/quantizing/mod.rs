@@ -129,7 +129,7 @@ impl Work<'_> {
         let norm = 1.0 / (rotate as f32).sqrt();
         self.launch(
             Launch::new(
-                self.device.function(&Source::Quantize.unit(), "prepare")?,
+                Source::Quantize.unit().function("prepare"),
                 [self.rows as u32, 1, 1],
                 256,
                 0,
@@ -171,7 +171,7 @@ impl Work<'_> {
     }
 
     fn kmeans(&self, entry: &'static str, blocks: usize, threads: u32) -> Result<Launch> {
-        let function = self.device.function(&kernels::kmeans(self.spec.d), entry)?;
+        let function = kernels::kmeans(self.spec.d).function(entry);
         Ok(Launch::new(function, [blocks as u32, 1, 1], threads, 0))
     }
 
@@ -202,7 +202,7 @@ impl Work<'_> {
                 .structure(shape.clone()),
         )?;
         let threads = k.next_multiple_of(32).min(256);
-        let update = self.device.function(&kernels::kmeans(d), "update")?;
+        let update = kernels::kmeans(d).function("update");
         for _ in 0..cpu::steps(spec) {
             let assign = self.kmeans("assign_sample", books * chunks, 256)?;
             self.launch(assign.memory(&vectors).memory(&centroids).memory(&codes).structure(shape.clone()))?;
@@ -255,14 +255,14 @@ impl Work<'_> {
         let table = self.device.alloc(count * (spec.d + 4) / 4 * 4, false)?;
         let errors = self.device.alloc(rows * cols, false)?;
         let correction = self.device.alloc(rows * width, false)?;
-        let fill = self.device.function(&unit, "centroid_table")?;
+        let fill = unit.function("centroid_table");
         self.launch(
             Launch::new(fill, [count.div_ceil(256) as u32, 1, 1], 256, 0)
                 .memory(centroids)
                 .memory(&table)
                 .word(count as u32),
         )?;
-        let function = self.device.function(&unit, "feedback")?;
+        let function = unit.function("feedback");
         for start in (0..cols).step_by(width) {
             let end = cols.min(start + width);
             if start > 0 {
@@ -339,7 +339,7 @@ impl Work<'_> {
         let errors = self.device.alloc(rows * 2, false)?;
         let grid = [rows as u32, 1, 1];
         self.launch(
-            Launch::new(self.device.function(&unit, "row_errors")?, grid, 256, 0)
+            Launch::new(unit.function("row_errors"), grid, 256, 0)
                 .memory(&prepared.weights)
                 .memory(codes)
                 .memory(centroids)
@@ -354,7 +354,7 @@ impl Work<'_> {
         )?;
         let packed = self.device.alloc((rows * spec.row_bytes(cols)).div_ceil(4), false)?;
         self.launch(
-            Launch::new(self.device.function(&unit, "pack")?, grid, 256, 0)
+            Launch::new(unit.function("pack"), grid, 256, 0)
                 .memory(codes)
                 .memory(&packed)
                 .word(spec.subspaces(cols) as u32)

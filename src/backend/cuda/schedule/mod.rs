@@ -11,12 +11,9 @@ pub use plan::{Choose, Segment, Target, plan};
 pub use tune::Untuned;
 pub use tune::{Tuned, Tuner};
 
-use std::collections::BTreeSet;
-
 use super::device::launch::Commands;
-use super::device::unit::Unit;
 use super::lower::{Buffer, Lowering, Weight};
-use crate::ops::{Matrix, Op};
+use crate::ops::Op;
 use crate::plan::Step;
 use crate::{Error, Result};
 use plan::CudaStep;
@@ -26,7 +23,6 @@ pub fn lower<C: Choose<Weight>>(
     lowering: &Lowering,
     segments: &[Segment<'_, '_, Buffer, Weight, C>],
 ) -> Result<Commands> {
-    lowering.device.prepare(segments.iter().flat_map(|segment| units(lowering, segment)).collect())?;
     let mut commands = Commands::default();
     for segment in segments {
         match segment.target {
@@ -37,26 +33,6 @@ pub fn lower<C: Choose<Weight>>(
         }
     }
     Ok(commands)
-}
-
-/// What takes longest to compile for a segment: the persistent kernel, or those of products.
-fn units<C: Choose<Weight>>(
-    lowering: &Lowering,
-    segment: &Segment<'_, '_, Buffer, Weight, C>,
-) -> BTreeSet<Unit> {
-    let limit = lowering.capabilities().shared_limit;
-    let of = |step: &CudaStep<'_, '_, Buffer, Weight, C>| match step {
-        Step::Linear(linear) => {
-            let (product, form) =
-                (&linear.product, &linear.linear.weight.parts()[linear.product.parts.start]);
-            product.algorithm.unit(form, product.rows.len() as u32, limit)
-        }
-        Step::Op { .. } | Step::Pack(_) | Step::RopeAttention(_) | Step::DeltaStep(_) => None,
-    };
-    match segment.target {
-        Target::Persistent => BTreeSet::from([phases::unit_of(&segment.steps, &segment.fusions)]),
-        Target::Launches => segment.steps.iter().filter_map(of).collect(),
-    }
 }
 
 /// The launches of one step.

@@ -76,7 +76,7 @@ impl Lowering {
             }
         }
         look_ahead(&mut phases);
-        let function = self.device.function(&unit_of(steps, fusions), "persistent")?;
+        let function = unit_of(steps, fusions).function("persistent");
         let words = program(&phases);
         let memory = self.device.alloc(words.len(), false)?;
         self.device.write(&memory, bytemuck::cast_slice(&words))?;

@@ -56,7 +56,7 @@ impl Lowering {
         let most = (PARTIAL_WORDS / (rows as usize * part.rows)).clamp(1, pq.code_tiles) as u32;
         let splits = (2 * self.capabilities().sms / (across * down)).clamp(1, most);
         let partial = self.device.scratch(Scratch::Partial, (splits * rows) as usize * part.rows)?;
-        let function = self.device.function(&tables.unit, "pq_matmul_tables")?;
+        let function = tables.unit.function("pq_matmul_tables");
         c.launch(
             Launch::new(function, [across, down, splits], 256, tables.shared)
                 .memory(&pq.codes)
@@ -83,7 +83,7 @@ impl Lowering {
         part: &Part,
         io: &Io<'_>,
     ) -> Result<()> {
-        let function = self.device.function(&Source::PqMatmul.unit(), "pq_reduce")?;
+        let function = Source::PqMatmul.unit().function("pq_reduce");
         c.launch(
             Launch::new(function, [part.rows.div_ceil(32) as u32, io.params.rows, 1], 256, 0)
                 .memory(partial)

@@ -9,7 +9,7 @@ constexpr u32 AT_ONCE = LANES == 32 ? 4 : 1;
 
 KERNEL rope_cache(f32* qkv, const f32* q_norm, const f32* k_norm, const f32* inv_freq, const u32* rows, void* k_cache,
                   void* v_cache, RopeCacheParams params) {
-    __shared__ f32 stages[HEADS][HEAD_DIM_MAX];
+    __shared__ f32 stages[HEADS][MAX_HEAD_DIM];
     release_next();
     wait_inputs();
     const u32 lane = threadIdx.x % LANES, own = threadIdx.x / LANES, head = blockIdx.x * HEADS + own, r = blockIdx.y;

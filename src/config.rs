@@ -20,6 +20,14 @@ pub enum Family {
     Qwen35,
 }
 
+/// The families by the `model_type` of config.json.
+pub const FAMILIES: [(&str, Family); 4] = [
+    ("llama", Family::Llama),
+    ("qwen3", Family::Qwen3),
+    ("qwen3_5", Family::Qwen35),
+    ("qwen3_5_text", Family::Qwen35),
+];
+
 /// What mixes tokens in a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mixer {
@@ -190,16 +198,11 @@ impl ModelConfig {
 fn family(root: &Keys<'_>, text: &Keys<'_>) -> Result<Family> {
     let name =
         text.get("model_type").or_else(|| root.get("model_type")).and_then(Value::as_str).unwrap_or("");
-    match name {
-        "llama" => Ok(Family::Llama),
-        "qwen3" => Ok(Family::Qwen3),
-        "qwen3_5" | "qwen3_5_text" => Ok(Family::Qwen35),
-        _ => Err(Error::mismatch(
-            "config.json: model_type",
-            "llama, qwen3, qwen3_5 or qwen3_5_text",
-            format!("{name:?}"),
-        )),
-    }
+    let known = FAMILIES.iter().find(|(model_type, _)| *model_type == name);
+    known.map(|(_, family)| *family).ok_or_else(|| {
+        let expected = FAMILIES.map(|(model_type, _)| model_type).join(", ");
+        Error::mismatch("config.json: model_type", format!("one of {expected}"), format!("{name:?}"))
+    })
 }
 
 fn layers(text: &Keys<'_>, family: Family) -> Result<Vec<Mixer>> {

@@ -2,10 +2,9 @@
 //! with `FASQ_EVERY_KERNEL=1`. Needs no GPU, only
 //! libnvrtc: installed, or named by `FASQ_NVRTC`, as scripts/test.sh does.
 
-use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use fasq::backend::cuda::device::cache::Entry;
 use fasq::backend::cuda::device::unit::Source;
 use fasq::backend::cuda::{nvrtc, support};
 use rayon::prelude::*;
@@ -13,46 +12,19 @@ use rayon::prelude::*;
 /// Architectures, and the shared memory that a block may have on each.
 const ARCHS: [(u32, u32); 2] = [(86, 99 << 10), (90, 227 << 10)];
 
-/// A compiler's log of one image, kept in the target folder by all that it depends on: whoever changes one kernel does not
-/// wait for the others.
-struct Kept {
-    path: PathBuf,
-    /// All that the log depends on; the hash in the file's name need not tell sources apart.
-    key: String,
-}
-
-impl Kept {
-    fn new(source: &str, arch: u32) -> Self {
-        let (major, minor) = nvrtc::version().unwrap();
-        let options = nvrtc::options(&format!("sm_{arch}")).join(" ");
-        let key = format!("NVRTC {major}.{minor} {options}\n{source}\0");
-        let mut hasher = DefaultHasher::new();
-        key.hash(&mut hasher);
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nvrtc");
-        Self { path: path.join(format!("{arch}-{:016x}.log", hasher.finish())), key }
-    }
-
-    fn log(&self) -> Option<String> {
-        Some(fs::read_to_string(&self.path).ok()?.strip_prefix(&self.key)?.to_owned())
-    }
-
-    fn store(&self, log: &str) {
-        let beside = self.path.with_extension("part");
-        fs::create_dir_all(self.path.parent().unwrap()).unwrap();
-        fs::write(&beside, format!("{}{log}", self.key)).unwrap();
-        fs::rename(beside, &self.path).unwrap();
-    }
-}
-
-/// The compiler's log of a kernel, or its error.
+/// The compiler's log of a kernel, or its error. Kept in the target folder: whoever changes one kernel does not wait for the
+/// others.
 fn log(name: &str, source: &str, arch: u32) -> Result<String, String> {
-    let kept = Kept::new(source, arch);
-    if let Some(log) = kept.log() {
-        return Ok(log);
+    let (major, minor) = nvrtc::version().unwrap();
+    let (version, options) = (format!("{major}.{minor}"), nvrtc::options(&format!("sm_{arch}")).join(" "));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nvrtc");
+    let kept = Entry::inside(&folder, &arch.to_string(), "log", &[source, &options, &version]);
+    if let Some(log) = kept.read() {
+        return Ok(String::from_utf8(log).unwrap());
     }
     let image = nvrtc::compile(name, source, arch, true).map_err(|e| e.to_string())?;
     assert!(!image.bytes.is_empty());
-    kept.store(&image.log);
+    kept.write(image.log.as_bytes()).unwrap();
     Ok(image.log)
 }
 

@@ -8,6 +8,7 @@ mod checkpoint;
 mod cli;
 #[cfg(feature = "cuda")]
 mod cuda_compile;
+mod documents;
 mod eval;
 mod examples;
 mod fixture;

@@ -29,7 +29,7 @@ const QWEN35: &str = r#"{
 }"#;
 
 /// A golden file's name, a configuration, and the specs of linear layers and embeddings (none: f16).
-const CASES: &[(&str, &str, Option<&str>)] = &[
+pub const CASES: &[(&str, &str, Option<&str>)] = &[
     ("llama", LLAMA, Some("2-256@universal")),
     ("llama-subspace", LLAMA, Some("2-256@subspace+rms")),
     ("llama-f16", LLAMA, None),

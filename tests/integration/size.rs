@@ -226,7 +226,8 @@ fn the_program_meets_a_size_and_reproduces_it() {
 fn too_few_sequences_are_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("model.fasq").display().to_string();
-    let few = [NAME, "-o", &out, "--size", "330kB", "--sensitivity", "self", "--sequences", "8", "--length", "32"];
+    let few =
+        [NAME, "-o", &out, "--size", "330kB", "--sensitivity", "self", "--sequences", "8", "--length", "32"];
     let text = refused("fasq-quantize", &few);
     assert!(text.contains("sequences of the feedback text: expected over 8"), "{text}");
 }

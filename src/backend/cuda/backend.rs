@@ -1,7 +1,7 @@
 //! [`Backend`] for [`Cuda`].
 
 use super::Cuda;
-use super::device::abi::SPAN;
+use super::device::abi::{MAX_HEAD_DIM, SPAN};
 use super::device::graphs::enqueue;
 use super::device::launch::{Commands, Launch};
 use super::device::unit::Source;
@@ -13,8 +13,6 @@ use crate::backend::{Backend, Bandwidth, Form, HessianSum, Key, Quantizer, Weigh
 use crate::ops::Op;
 use crate::plan::Limits;
 
-/// Elements of an attention head that its kernels' threads hold.
-const MAX_HEAD_DIM: u32 = 256;
 /// Taps of a causal convolution, and elements of a delta net's key, that a thread holds in registers.
 const MAX_TAPS: u32 = 16;
 const MAX_KEY_DIM: u32 = 256;
@@ -29,7 +27,7 @@ impl Backend for Cuda {
 
     fn limits(&self) -> Limits {
         Limits {
-            head_dim: Some(MAX_HEAD_DIM),
+            head_dim: Some(MAX_HEAD_DIM as u32),
             rotation: Some(SPAN as u32),
             conv_taps: Some(MAX_TAPS),
             key_dim: Some(MAX_KEY_DIM),

@@ -253,6 +253,8 @@ kernel_constants! {
     TILE_CODES: "int" = 64,
     /// Elements of a row that a warp takes, where it takes a span; the largest block of a rotation.
     SPAN: "u32" = 512,
+    /// Elements of an attention head that its kernels' threads hold.
+    MAX_HEAD_DIM: "u32" = 256,
     /// Matrices that a launch of pq_matvec_subspace takes at most.
     SUBSPACE_MATRICES: "u32" = 4,
     /// Parts of a row in argmax.cu.

@@ -119,16 +119,11 @@ impl Lowering {
         );
         if pieces > 1 {
             c.launch(
-                Launch::new(
-                    unit.function("causal_conv_state"),
-                    [across, p.segments, 1],
-                    128,
-                    0,
-                )
-                .memory(op.x.memory())
-                .memory(op.segments.memory())
-                .memory(op.state.memory())
-                .structure(p.words()),
+                Launch::new(unit.function("causal_conv_state"), [across, p.segments, 1], 128, 0)
+                    .memory(op.x.memory())
+                    .memory(op.segments.memory())
+                    .memory(op.state.memory())
+                    .structure(p.words()),
             );
         }
         Ok(())

@@ -294,7 +294,7 @@ pub fn dense_row(dtype: u32, cols: usize, limit: usize) -> Option<(Unit, u32)> {
 
 /// With `lanes` threads a head, 32 or 128.
 pub fn rope_cache(lanes: u32, cache: Cache) -> Unit {
-    cache.apply(Unit::new(Source::RopeCache, &[("HEAD_DIM_MAX", 512), ("ROPE_LANES", lanes)]))
+    cache.apply(Unit::new(Source::RopeCache, &[("ROPE_LANES", lanes)]))
 }
 
 /// Element type of the key and value cache.

@@ -52,15 +52,10 @@ impl HessianSum<Buffer> for Sums<'_> {
         .map_err(error)?;
         let mut commands = Commands::default();
         commands.launch(
-            Launch::new(
-                Source::Hessian.unit().function("hessian_add"),
-                [self.dim as u32, 1, 1],
-                256,
-                0,
-            )
-            .memory(&self.product)
-            .memory(&self.sums)
-            .word(self.dim as u32),
+            Launch::new(Source::Hessian.unit().function("hessian_add"), [self.dim as u32, 1, 1], 256, 0)
+                .memory(&self.product)
+                .memory(&self.sums)
+                .word(self.dim as u32),
         );
         enqueue(&self.lowering.device, &commands)
     }

@@ -128,22 +128,17 @@ impl Work<'_> {
         let rotate = self.spec.rotation(self.cols).map_or(0, |rotation| rotation.block);
         let norm = 1.0 / (rotate as f32).sqrt();
         self.launch(
-            Launch::new(
-                Source::Quantize.unit().function("prepare"),
-                [self.rows as u32, 1, 1],
-                256,
-                0,
-            )
-            .memory(&source)
-            .memory(&prepared.weights)
-            .memory(&prepared.scales)
-            .memory(&prepared.squares)
-            .memory(&bad)
-            .word(self.cols as u32)
-            .word(dtype_number(*dtype))
-            .word(rotate as u32)
-            .word(norm.to_bits())
-            .word(self.scale()),
+            Launch::new(Source::Quantize.unit().function("prepare"), [self.rows as u32, 1, 1], 256, 0)
+                .memory(&source)
+                .memory(&prepared.weights)
+                .memory(&prepared.scales)
+                .memory(&prepared.squares)
+                .memory(&bad)
+                .word(self.cols as u32)
+                .word(dtype_number(*dtype))
+                .word(rotate as u32)
+                .word(norm.to_bits())
+                .word(self.scale()),
         )?;
         match self.download::<u32>(&bad, 1)?[0] {
             u32::MAX => Ok(prepared),

@@ -12,53 +12,8 @@
 // pq_matvec: any other spec and any number of rows of x, in f32, codebooks through L1. Not tuned.
 
 #ifdef PQ_REPLICAS
-constexpr u32 WARPS = PQ_WARPS;
-constexpr u32 BATCH = PQ_BATCH;             // row tiles between two barriers of a block's warps, even
-// An iteration of a warp: two row tiles and, where registers suffice, two passes over the columns.
-constexpr u32 AT_ONCE = 2, PASSES = PAIRS <= 16 ? 2 : 1, UNITS = AT_ONCE * PASSES;
-constexpr u32 BATCH_ROWS = BATCH * TILE_ROWS;
-constexpr u32 SUMS = BATCH_ROWS + 4;        // padded: 4 warps' sums of 8 rows are 32 banks
-constexpr u32 TILE_STAGE = PAIRS * 8;       // words of staged x for a tile of 64 codes
-constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
-
-// Stages the two neighbouring inputs that pair `i` of code tile `tile` multiplies, as f16 and f16 remainder.
-__device__ __forceinline__ void stage_pair(u32* stage, u32 tile, u32 i, f32 a, f32 b) {
-    const u32 t = i / PAIRS, p = i % PAIRS, high = pack_f16(a, b);
-    u32* to = stage + tile * TILE_STAGE + p / 4 * 32 + t * 4 + p % 4;
-    to[0] = high;
-    to[16] = pack_f16(a - low_f16(high), b - high_f16(high));
-}
-
-// The column of a pair's first input, `in` where there is none; the second is the next column.
-__device__ __forceinline__ u32 pair_column(u32 tile, u32 i, u32 in) {
-    const u32 code = tile * TILE_CODES + (ENTRY == 1 ? 2 * i : i / ENTRY_WORDS);
-    const u32 element = ENTRY == 1 ? 0 : i % ENTRY_WORDS * 2;
-    return element < D ? min(code * D + element, in) : in;
-}
-
-// Whether a pair has a second input: entries of 3 values end with half a pair.
-__device__ __forceinline__ bool pair_whole(u32 i) { return ENTRY == 1 || i % ENTRY_WORDS * 2 + 1 < D; }
-
-// Stages x of `tiles` code tiles from `first` on.
-__device__ __forceinline__ void stage_plain(u32* stage, const f32* x, u32 in, u32 first, u32 tiles) {
-    constexpr u32 BATCHED = PASSES > 1 ? 8 : 4; // limited by registers
-    const u32 count = tiles * WORDS;
-    for (u32 i0 = threadIdx.x; i0 < count; i0 += BATCHED * blockDim.x) {
-        f32 a[BATCHED], b[BATCHED];
-#pragma unroll
-        for (u32 k = 0; k < BATCHED; k++) {
-            const u32 i = i0 + k * blockDim.x;
-            const u32 column = i < count ? pair_column(first + i / WORDS, i % WORDS, in) : in;
-            a[k] = column < in ? x[column] : 0.f;
-            b[k] = column + 1 < in && pair_whole(i % WORDS) ? x[column + 1] : 0.f;
-        }
-#pragma unroll
-        for (u32 k = 0; k < BATCHED; k++) {
-            const u32 i = i0 + k * blockDim.x;
-            if (i < count) stage_pair(stage, i / WORDS, i % WORDS, a[k], b[k]);
-        }
-    }
-}
+constexpr u32 PITCH = 32, TILE_STAGE = PAIRS / 4 * PITCH;
+constexpr u32 STAGED = PASSES > 1 ? 8 : 4; // pairs a thread stages at a time: limited by registers
 
 // x is staged a chunk of columns at a time (all columns, where they fit).
 KERNEL BOUNDS_ALONE(WARPS * 32, ROOM)
@@ -100,7 +55,7 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
         const u32 chunk_end = min(chunk + chunk_passes, passes);
         if (chunk) __syncthreads(); // all warps have read the stage
         const u32 tiles_in_chunk = min(chunk_end * WARPS, code_tiles) - chunk * WARPS;
-        stage_plain(stage, x, in, chunk * WARPS, tiles_in_chunk);
+        stage_row<PITCH, STAGED>(stage, x, in, chunk * WARPS, tiles_in_chunk);
         __syncthreads();
         for (u32 batch = first; batch < last; batch += BATCH) {
             const u32 tiles = min(BATCH, last - batch);
@@ -112,12 +67,7 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
 #pragma unroll
                 for (u32 p = 0; p < PASSES; p++) {
                     if (pass + p >= chunk_end || kt + p * WARPS >= code_tiles) continue;
-#pragma unroll
-                    for (int i = 0; i < PAIRS / 4; i++) {
-                        const uint4 v = *reinterpret_cast<const uint4*>(staged + p * WARPS * TILE_STAGE + i * 32);
-                        u32 (&of)[STEPS][2] = b[p][0];
-                        of[2 * i][0] = v.x, of[2 * i][1] = v.y, of[2 * i + 1][0] = v.z, of[2 * i + 1][1] = v.w;
-                    }
+                    load_operand<PITCH>(b[p][0], staged + p * WARPS * TILE_STAGE);
                 }
 #pragma unroll 1
                 for (u32 tile = 0; tile < tiles; tile += AT_ONCE) {
@@ -159,11 +109,7 @@ pq_matvec_shared(const u32* codes, const u32* codebook, const u16* scales, const
             for (u32 i = threadIdx.x / 4; i < BATCH_ROWS; i += blockDim.x / 4) {
                 const Target to = ahead_row;
                 ahead_row = target(i + blockDim.x / 4);
-                f32 sum = 0.f;
-#pragma unroll
-                for (u32 k = 0; k < WARPS; k += 4) sum += partial[(k + lane % 4) * SUMS + i];
-                sum += __shfl_xor_sync(~0u, sum, 1);
-                sum += __shfl_xor_sync(~0u, sum, 2);
+                const f32 sum = sum_of_warps(partial + i);
                 if (to.y) *to.y = to.before + sum * to.scale;
             }
         }

@@ -18,15 +18,7 @@
 // here 57, because the first 64 KB are in L2 by then. H200, llama3-8b at 2-256: 537 tok/s. Versions:
 // docs/log/cuda-decode.md.
 
-constexpr u32 WARPS = PQ_WARPS, THREADS = WARPS * 32;
-constexpr u32 BATCH = PQ_BATCH;             // row tiles between two barriers of a block's warps, even
-// An iteration of a warp: two row tiles and, where registers suffice, two passes over the columns.
-constexpr u32 AT_ONCE = 2, PASSES = PAIRS <= 16 ? 2 : 1, UNITS = AT_ONCE * PASSES;
-constexpr u32 BATCH_ROWS = BATCH * TILE_ROWS;
-constexpr u32 SUMS = BATCH_ROWS + 4;        // padded: 4 warps' sums of 8 rows are 32 banks
-constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
-// x of a tile in shared memory: for four pairs of a lane 8 slots of 4 words (the operand's columns, then the lanes), padded
-// by 2 slots so that storing 16 bytes of neighbouring pairs a thread has no bank conflicts.
+// x is staged with 2 slots more than it takes, so that storing 16 bytes of neighbouring pairs a thread has no bank conflicts.
 constexpr u32 PITCH = 40, TILE_STAGE = PAIRS / 4 * PITCH;
 constexpr u32 COLUMNS_OF_TILE = TILE_CODES * D;
 constexpr u32 ROUND = WARPS * SPAN; // elements of x that a block prepares at a time
@@ -62,12 +54,6 @@ __device__ __forceinline__ u32 signs_of(u32 first) {
     for (u32 k = 0; k < SPAN_EACH; k++) signs |= (u32)(rotation_sign(first + 32 * k + threadIdx.x % 32) < 0.f) << k;
     if (keep) row_signs[threadIdx.x] = signs;
     return signs;
-}
-
-// Address of the staged pairs 4 n .. 4 n + 3 of the columns; their f16 remainders follow 16 words later.
-__device__ __forceinline__ u32* staged_at(u32* stage, u32 n) {
-    const u32 tile = n / PAIRS, t = n % PAIRS / (PAIRS / 4), p = n % (PAIRS / 4);
-    return stage + tile * TILE_STAGE + p * PITCH + t * 4;
 }
 
 // Stores eight elements as f16 pairs and the pairs of their remainders.
@@ -136,8 +122,8 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
             summed = true;
         }
         const u32 n = (first - begin + lane * SPAN_EACH) / 8;
-        store_pairs(staged_at(stage, n), e, scale);
-        store_pairs(staged_at(stage, n + 1), e + 8, scale);
+        store_pairs(staged_at<PITCH>(stage, n), e, scale);
+        store_pairs(staged_at<PITCH>(stage, n + 1), e + 8, scale);
         const u32 i = first + lane * SPAN_EACH;
         if (call.prepared && i / SPAN_EACH % real_grid() == real_block()) {
 #pragma unroll
@@ -153,34 +139,6 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
 #pragma unroll
             for (u32 k = 0; k < SPAN_EACH; k++) e[k] = w[k];
             load_span(w, call.x, first + 2 * ROUND, in);
-        }
-    }
-}
-
-// Stages x of code tiles `first` to `first + tiles` unchanged. Codebook entries are padded to 2, 4 or 8 values, so some
-// pairs hold one value or none.
-__device__ __forceinline__ void stage_plain(u32* stage, const Call& call, u32 first, u32 tiles) {
-    const u32 in = call.cols, count = tiles * WORDS;
-    constexpr u32 BATCHED = 4;
-    for (u32 i0 = threadIdx.x; i0 < count; i0 += BATCHED * THREADS) {
-        f32 a[BATCHED], b[BATCHED];
-#pragma unroll
-        for (u32 k = 0; k < BATCHED; k++) {
-            const u32 i = i0 + k * THREADS, word = i % WORDS;
-            const u32 code = (first + i / WORDS) * TILE_CODES + (ENTRY == 1 ? 2 * word : word / ENTRY_WORDS);
-            const u32 element = ENTRY == 1 ? 0 : word % ENTRY_WORDS * 2;
-            const u32 column = code * D + element;
-            a[k] = i < count && element < D && column < in ? call.x[column] : 0.f;
-            b[k] = i < count && (ENTRY == 1 || element + 1 < D) && column + 1 < in ? call.x[column + 1] : 0.f;
-        }
-#pragma unroll
-        for (u32 k = 0; k < BATCHED; k++) {
-            const u32 i = i0 + k * THREADS;
-            if (i >= count) continue;
-            const u32 high = pack_f16(a[k], b[k]);
-            u32* to = staged_at(stage, i / 4) + i % 4;
-            *to = high;
-            to[16] = pack_f16(a[k] - low_f16(high), b[k] - high_f16(high));
         }
     }
 }
@@ -244,7 +202,7 @@ KERNEL pq_row(const Call& call) {
         if (call.prepare) {
             stage_prepared(stage, call, begin * COLUMNS_OF_TILE, end * COLUMNS_OF_TILE);
         } else {
-            stage_plain(stage, call, begin, end - begin);
+            stage_row<PITCH, 4>(stage, call.x, call.cols, begin, end - begin);
         }
         __syncthreads();
         // x of up to PASSES passes stays in registers; more are reloaded for every tile.
@@ -265,12 +223,7 @@ KERNEL pq_row(const Call& call) {
                         const u32 kt = pass + p * WARPS + warp;
                         if (kt < end && (several || batch + tile == 0)) {
                             const u32* staged = stage + (kt - begin) * TILE_STAGE + (lane / 4 % 2 * 4 + lane % 4) * 4;
-#pragma unroll
-                            for (int i = 0; i < PAIRS / 4; i++) {
-                                const uint4 v = *reinterpret_cast<const uint4*>(staged + i * PITCH);
-                                u32 (&of)[STEPS][2] = b[p][0];
-                                of[2 * i][0] = v.x, of[2 * i][1] = v.y, of[2 * i + 1][0] = v.z, of[2 * i + 1][1] = v.w;
-                            }
+                            load_operand<PITCH>(b[p][0], staged);
                         }
 #pragma unroll
                         for (u32 k = 0; k < AT_ONCE; k++) {
@@ -321,12 +274,7 @@ KERNEL pq_row(const Call& call) {
 #pragma unroll
                 for (u32 k = 0; k < 2; k++) {
                     if (k > paired) break;
-                    const f32* at = partial + to.row + k * TILE_ROWS;
-#pragma unroll
-                    for (u32 w = 0; w < WARPS; w += 4) sums[k] += at[(w + lane % 4) * SUMS];
-                    sums[k] += __shfl_xor_sync(~0u, sums[k], 1);
-                    sums[k] += __shfl_xor_sync(~0u, sums[k], 2);
-                    sums[k] = to.before[k] + sums[k] * to.scale[k];
+                    sums[k] = to.before[k] + sum_of_warps(partial + to.row + k * TILE_ROWS) * to.scale[k];
                 }
                 if (!to.y) continue;
                 f32 v = paired ? silu(sums[0]) * sums[1] : sums[0];

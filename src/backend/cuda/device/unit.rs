@@ -83,10 +83,16 @@ const ATTENTION_LANES: &str = include_str!("../../../../kernels/attention_lanes.
 const ATTENTION_TILES: &str = include_str!("../../../../kernels/attention_tiles.cuh");
 /// Text before the sources that read codes.
 pub const PQ_TILE: &str = include_str!("../../../../kernels/pq_tile.cuh");
+/// What the kernels of one row of x share.
+const PQ_ONE_ROW: &str = include_str!("../../../../kernels/pq_one_row.cuh");
 
 /// Text that a source needs where a constant is given.
-const SHARED: &[(&str, &str)] =
-    &[("PQ_D", PQ_TILE), ("HEAD_DIM", ATTENTION_LANES), ("GROUP", ATTENTION_TILES)];
+const SHARED: &[(&str, &str)] = &[
+    ("PQ_D", PQ_TILE),
+    ("PQ_BATCH", PQ_ONE_ROW),
+    ("HEAD_DIM", ATTENTION_LANES),
+    ("GROUP", ATTENTION_TILES),
+];
 
 /// A kernel of a unit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

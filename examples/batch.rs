@@ -18,8 +18,7 @@ fn main() -> Result<()> {
 pub fn run(path: &str, prompts: &[&str], count: usize) -> Result<Vec<String>> {
     let source = Source::open(path.as_ref())?;
     let model = Model::load(Cpu, &source)?;
-    let json = source.assets().tokenizer.as_deref().expect("the demo model has a tokenizer");
-    let tokenizer = Tokenizer::new(json, model.config().vocab)?;
+    let tokenizer = Tokenizer::of(source.assets(), model.config().vocab)?;
     let prompts: Vec<_> = prompts.iter().map(|text| tokenizer.encode(text, true)).collect::<Result<_>>()?;
     let options = SessionOptions { slots: prompts.len(), context: 128, max_rows: 64 };
     let mut session = Session::new(&model, options)?;

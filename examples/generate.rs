@@ -20,8 +20,7 @@ fn main() -> Result<()> {
 pub fn run(path: &str, prompt: &str, mut show: impl FnMut(&str)) -> Result<String> {
     let source = Source::open(path.as_ref())?;
     let model = Model::load(Cpu, &source)?;
-    let json = source.assets().tokenizer.as_deref().expect("the demo model has a tokenizer");
-    let tokenizer = Tokenizer::new(json, model.config().vocab)?;
+    let tokenizer = Tokenizer::of(source.assets(), model.config().vocab)?;
     let mut generator = Generator::new(&model, &tokenizer, 256)?;
     let mut sampler = Sampler::new(Sampling { temperature: 0.7, seed: 1, ..Sampling::default() })?;
     let limits = Limits { tokens: Some(48), stop: vec![] };

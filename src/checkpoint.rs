@@ -225,7 +225,7 @@ fn read_assets(dir: &Path) -> Result<Assets> {
     let optional = |name: &str| read_text(&dir.join(name));
     let config = optional("config.json")?
         .ok_or_else(|| Error::invalid(dir.display().to_string(), "no config.json in this folder"))?;
-    let tokenizer_config = optional("tokenizer_config.json")?;
+    let tokenizer_config = optional("tokenizer_config.json")?.filter(is_object("tokenizer_config.json"));
     let chat_template = match optional("chat_template.jinja")? {
         Some(template) => Some(template),
         None => tokenizer_config.as_deref().map(template_of).transpose()?.flatten(),
@@ -234,9 +234,21 @@ fn read_assets(dir: &Path) -> Result<Assets> {
         config,
         tokenizer: optional("tokenizer.json")?,
         tokenizer_config,
-        generation_config: optional("generation_config.json")?,
+        generation_config: optional("generation_config.json")?.filter(is_object("generation_config.json")),
         chat_template,
     })
+}
+
+/// Whether a side file's text is a JSON object. A damaged one is left out with a warning, as transformers does: its settings
+/// have defaults.
+fn is_object(name: &str) -> impl Fn(&String) -> bool {
+    move |text| match serde_json::from_str::<serde_json::Map<String, Value>>(text) {
+        Ok(_) => true,
+        Err(e) => {
+            log::warn!("{name} is ignored: {e}");
+            false
+        }
+    }
 }
 
 /// The `chat_template` of tokenizer_config.json: a text, or a list of named ones of which `default` is taken.
@@ -253,7 +265,7 @@ fn template_of(tokenizer_config: &str) -> Result<Option<String>> {
     })
 }
 
-fn read_text(path: &Path) -> Result<Option<String>> {
+pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
     match fs::read(path) {
         Ok(bytes) => match String::from_utf8(bytes) {
             Ok(text) => Ok(Some(text)),
@@ -264,13 +276,14 @@ fn read_text(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// The safetensors files of a folder: those that the index names, or model.safetensors.
+/// The safetensors files of a folder: model.safetensors, or else those that the index names. An index beside a whole file
+/// may be of another upload; transformers ignores it too.
 fn shard_paths(dir: &Path) -> Result<Vec<PathBuf>> {
+    let whole = dir.join("model.safetensors");
+    if whole.exists() {
+        return Ok(vec![whole]);
+    }
     let Some(index) = read_text(&dir.join("model.safetensors.index.json"))? else {
-        let single = dir.join("model.safetensors");
-        if single.exists() {
-            return Ok(vec![single]);
-        }
         let found = "neither is there";
         return Err(Error::mismatch(
             dir.display().to_string(),

@@ -5,6 +5,8 @@
 
 mod keys;
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use self::keys::Keys;
@@ -121,19 +123,21 @@ pub struct ModelConfig {
     pub rope: Rope,
     /// Positions that the model was trained for.
     pub max_context: usize,
+    /// Whether the embedding is the head as well; none where the configuration does not say.
+    pub tied: Option<bool>,
     pub attention_bias: bool,
     pub mlp_bias: bool,
     /// Present where a layer is a delta net.
     pub delta_net: Option<DeltaNet>,
     pub bos: Option<u32>,
-    /// Tokens that end a text.
+    /// Tokens that end a text: where the files disagree, each of them does.
     pub eos: Vec<u32>,
 }
 
 const MAX_LAYERS: usize = 1024;
 
 impl ModelConfig {
-    /// Parses config.json; the token ids of generation_config.json win where it is given.
+    /// Parses config.json; generation_config.json has token ids as well, where it is given.
     pub fn parse(config: &str, generation_config: Option<&str>) -> Result<Self> {
         let root = Keys::parse("config.json", config)?;
         let text = root.object("text_config").unwrap_or_else(|| root.clone());
@@ -164,15 +168,15 @@ impl ModelConfig {
         }
         let vocab = text.size("vocab_size")?;
         let generation = generation_config.map(|g| Keys::parse("generation_config.json", g)).transpose()?;
-        let token_ids = |key: &str| {
-            let from = |keys: &Keys<'_>| keys.token_ids(key, vocab);
-            generation
-                .as_ref()
-                .map(from)
-                .into_iter()
-                .chain([from(&text), from(&root)])
-                .find(|ids| !matches!(ids, Ok(ids) if ids.is_empty()))
-                .unwrap_or(Ok(Vec::new()))
+        // Of all files, generation_config.json first.
+        let token_ids = |key: &str| -> Result<Vec<u32>> {
+            let mut ids = Vec::new();
+            for keys in generation.iter().chain([&text, &root]) {
+                ids.extend(keys.token_ids(key, vocab)?);
+            }
+            let mut seen = BTreeSet::new();
+            ids.retain(|id| seen.insert(*id));
+            Ok(ids)
         };
         Ok(Self {
             family,
@@ -186,6 +190,10 @@ impl ModelConfig {
             norm_eps: norm_eps as f32,
             rope: rope(&text, family, head_dim, max_context)?,
             max_context,
+            tied: text
+                .get("tie_word_embeddings")
+                .or(root.get("tie_word_embeddings"))
+                .and_then(Value::as_bool),
             attention_bias: text.flag("attention_bias"),
             mlp_bias: text.flag("mlp_bias"),
             delta_net,
@@ -323,9 +331,10 @@ mod tests {
     }
 
     #[test]
-    fn generation_config_wins() {
-        let config = ModelConfig::parse(&format!("{LLAMA}}}"), Some(r#"{"eos_token_id": 9}"#)).unwrap();
-        assert_eq!((config.bos, &config.eos[..]), (Some(1), &[9][..]));
+    fn every_file_may_end_a_text() {
+        let more = Some(r#"{"eos_token_id": [9, 2], "bos_token_id": 7}"#);
+        let config = ModelConfig::parse(&format!("{LLAMA}}}"), more).unwrap();
+        assert_eq!((config.bos, &config.eos[..]), (Some(7), &[9, 2, 3][..]));
     }
 
     #[test]

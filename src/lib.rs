@@ -39,7 +39,7 @@
 //! # fn main() -> fasq::Result<()> {
 //! let source = Source::open("tests/fixtures/llama3-tiny-sharded".as_ref())?;
 //! let model = Model::load(Cpu, &source)?;
-//! let tokenizer = Tokenizer::new(source.assets().tokenizer.as_ref().unwrap(), model.config().vocab)?;
+//! let tokenizer = Tokenizer::of(source.assets(), model.config().vocab)?;
 //! let mut generator = Generator::new(&model, &tokenizer, 64)?;
 //! let mut sampler = Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() })?;
 //!

@@ -8,19 +8,50 @@ use super::packed::{Layer, Words, check_shape, layers, neighbours, scales, words
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
+/// Bits that a code may have.
+const BITS: &[u32] = &[2, 3, 4, 8];
+
 pub fn unpack(checkpoint: &mut Checkpoint, config: &Config<'_>) -> Result<()> {
-    let bits = config.bits(&[2, 3, 4, 8])?;
+    let bits = config.bits(BITS)?;
     let group = config.group()?;
+    // transformers 5 writes `format`, others `checkpoint_format`.
+    let key = ["checkpoint_format", "format"].into_iter().find(|key| !config.values[*key].is_null());
     // The first format stores zero points minus one.
-    let offset = match config.text("checkpoint_format") {
-        None | Some("gptq") => 1,
-        Some("gptq_v2") => 0,
-        Some(_) => return Err(config.mismatch("checkpoint_format", "gptq or gptq_v2")),
+    let offset = match key.map(|key| (key, config.text(key))) {
+        None | Some((_, Some("gptq"))) => 1,
+        Some((_, Some("gptq_v2"))) => 0,
+        Some((key, _)) => return Err(config.mismatch(key, "gptq or gptq_v2")),
     };
+    // GPTQModel's settings by layer: patterns that the layers' shapes make unnecessary.
+    let by_layer = config.values["dynamic"].as_object().is_some_and(|patterns| !patterns.is_empty());
     for name in layers(checkpoint)? {
-        layer(checkpoint, &name, bits, group, offset)?;
+        if by_layer {
+            let (bits, group) = settings(checkpoint, &name)?;
+            layer(checkpoint, &name, bits, Some(group), offset)?;
+        } else {
+            layer(checkpoint, &name, bits, group, offset)?;
+        }
     }
     Ok(())
+}
+
+/// Bits of a code and columns of a group of a layer, as the shapes of its tensors say.
+fn settings(checkpoint: &Checkpoint, name: &str) -> Result<(u32, usize)> {
+    let shape = |part: &str| -> Result<[usize; 2]> {
+        let name = format!("{name}.{part}");
+        let found = checkpoint.raw(&name)?.shape;
+        let bad =
+            || Error::mismatch(format!("tensor {name}"), "two dimensions above 0", format!("{found:?}"));
+        <[usize; 2]>::try_from(found).ok().filter(|[a, b]| a * b > 0).ok_or_else(bad)
+    };
+    let ([words, _], [groups, outs]) = (shape("qweight")?, shape("scales")?);
+    let [_, zero_words] = shape("qzeros")?;
+    let bits = BITS.iter().copied().find(|bits| zero_words * 32 == outs * *bits as usize);
+    let bits = bits.ok_or_else(|| {
+        let expected = format!("{outs} codes of one of {BITS:?} bits in a row");
+        Error::mismatch(format!("tensor {name}.qzeros"), expected, format!("{zero_words} words"))
+    })?;
+    Ok((bits, (words * 32 / bits as usize).div_ceil(groups)))
 }
 
 fn layer(

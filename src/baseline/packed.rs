@@ -10,10 +10,13 @@ use crate::{Error, Result};
 /// Output rows that are unpacked together: their words are neighbours.
 const ROWS: usize = 16;
 
-/// Names of the packed layers, without `.qweight`.
+/// The end of a packed matrix's name.
+pub const QWEIGHT: &str = ".qweight";
+
+/// Names of the packed layers, without [`QWEIGHT`].
 pub fn layers(checkpoint: &Checkpoint) -> Result<Vec<String>> {
     let layers: Vec<String> =
-        checkpoint.names().filter_map(|name| name.strip_suffix(".qweight")).map(str::to_owned).collect();
+        checkpoint.names().filter_map(|name| name.strip_suffix(QWEIGHT)).map(str::to_owned).collect();
     if layers.is_empty() {
         return Err(Error::invalid("config.json: quantization_config", "no tensor is called *.qweight"));
     }

@@ -161,11 +161,7 @@ impl BackendTask for Run<'_> {
     fn run<B: Backend + Clone>(self, backend: B) -> Result<()> {
         let Self { args, source, name } = self;
         let (config, assets) = (source.config(), source.assets());
-        let tokenizer_json = assets
-            .tokenizer
-            .as_ref()
-            .ok_or_else(|| Error::invalid("tokenizer.json", "the model has none"))?;
-        let tokenizer = Tokenizer::new(tokenizer_json, config.vocab)?;
+        let tokenizer = Tokenizer::of(assets, config.vocab)?;
         let sampling = args.sampling.over(assets.generation_config.as_deref())?;
         let seed = sampling.seed;
         let sampler = Sampler::new(sampling)?;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::{Map, json};
 
 use super::Tokenizer;
+use super::tokenizer::token_text;
 use crate::checkpoint::Assets;
 use crate::config::ModelConfig;
 use crate::{Error, Result};
@@ -81,8 +82,27 @@ fn environment(template: &str) -> Result<Environment<'static>, minijinja::Error>
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
-    environment.add_template_owned("chat", template.to_string())?;
+    environment.add_template_owned("chat", rewritten(template))?;
     Ok(environment)
+}
+
+/// A template in the words of this engine: line ends are LF, as Jinja2 reads them, and `{% generation %}`, by which a
+/// trainer finds what the assistant says, is a block that is always rendered, as transformers does.
+fn rewritten(template: &str) -> String {
+    let template = template.replace("\r\n", "\n").replace('\r', "\n");
+    let mut parts = template.split("{%");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text += "{%";
+        let tag = part.split_once("%}");
+        let name = tag.map(|(tag, _)| tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+'));
+        text += &match name {
+            Some("generation") => part.replacen("generation", "if true", 1),
+            Some("endgeneration") => part.replacen("endgeneration", "endif", 1),
+            Some(_) | None => part.to_owned(),
+        };
+    }
+    text
 }
 
 /// A template's error in one line: the message that it raised itself, or the kind and place of its mistake.
@@ -170,7 +190,7 @@ fn special_tokens(
     let mut tokens = Map::new();
     for name in SPECIAL_TOKENS {
         let entry = tokenizer_config.get(name);
-        let text = entry.and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str())).map(str::to_string);
+        let text = entry.and_then(token_text).map(str::to_string);
         // null: the model has no such token.
         let by_id = || ids.iter().find(|(n, _)| *n == name).and_then(|(_, id)| tokenizer.token((*id)?));
         if let Some(text) = if entry.is_some() { text } else { by_id() } {

@@ -16,7 +16,7 @@ pub struct Sampling {
     pub temperature: f32,
     /// Only the `top_k` likeliest tokens are kept; 0: off.
     pub top_k: usize,
-    /// Only the likeliest tokens whose probabilities reach this sum are kept; 1: off.
+    /// Only the likeliest tokens whose probabilities reach this sum are kept; 1: off, 0: the likeliest.
     pub top_p: f32,
     /// Only tokens at least this fraction as probable as the likeliest are kept; 0: off.
     pub min_p: f32,
@@ -76,7 +76,7 @@ impl Sampling {
         within("repetition penalty", repetition_penalty, positive, "a positive number")?;
         let not_negative = temperature >= 0.0 && temperature.is_finite();
         within("temperature", temperature, not_negative, "0 (greedy) or a positive number")?;
-        within("top-p", top_p, top_p > 0.0 && top_p <= 1.0, "a probability above 0, at most 1")?;
+        within("top-p", top_p, (0.0..=1.0).contains(&top_p), "a probability from 0 to 1")?;
         within("min-p", min_p, (0.0..=1.0).contains(&min_p), "a fraction from 0 to 1")
     }
 }

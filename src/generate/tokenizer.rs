@@ -3,19 +3,32 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::checkpoint::Assets;
 use crate::{Error, Result};
 
-/// What of a tokenizer.json is checked here.
+/// What of a tokenizer.json is read here.
 #[derive(Deserialize)]
 struct File {
     post_processor: Option<Value>,
+    decoder: Option<Value>,
+}
+
+impl File {
+    /// Whether tokens of single bytes stand for what the vocabulary lacks.
+    fn byte_fallback(&self) -> bool {
+        let decoder = self.decoder.iter();
+        let mut parts = decoder
+            .clone()
+            .flat_map(|decoder| decoder["decoders"].as_array().into_iter().flatten())
+            .chain(decoder);
+        parts.any(|part| part["type"] == "ByteFallback")
+    }
 }
 
 /// Fails if the template that puts special tokens around a text names one that it does not define, or a second text: the
 /// tokenizers crate would panic at the first text.
-fn check_template(json: &str) -> Result<()> {
+fn check_template(file: &File) -> Result<()> {
     let invalid = |why: String| Error::invalid("tokenizer.json, post_processor", why);
-    let file: File = serde_json::from_str(json).map_err(|e| invalid(e.to_string()))?;
     let mut open: Vec<&Value> = file.post_processor.iter().collect();
     while let Some(processor) = open.pop() {
         open.extend(processor["processors"].as_array().into_iter().flatten());
@@ -33,15 +46,47 @@ fn check_template(json: &str) -> Result<()> {
     Ok(())
 }
 
+/// Special tokens that end a turn or a text in every model that has them, whatever its configuration says.
+const ENDS: [&str; 7] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+];
+
 /// The tokenizer of a model: its tokenizer.json, checked against the model's vocabulary.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     bos: Option<u32>,
+    /// Tokens that end a text, besides those of the model's configuration.
+    ends: Vec<u32>,
+    /// Whether a character may be several tokens of a byte each, which decode to a U+FFFD each until it is whole.
+    byte_fallback: bool,
     /// One more than the largest id.
     len: usize,
 }
 
 impl Tokenizer {
+    /// Of a model whose embedding has `vocab` rows: its tokenizer.json, and the end-of-text token that
+    /// tokenizer_config.json names.
+    ///
+    /// # Errors
+    /// The model has no tokenizer; else as [`Tokenizer::new`].
+    pub fn of(assets: &Assets, vocab: usize) -> Result<Self> {
+        let json = assets.tokenizer.as_ref();
+        let json = json.ok_or_else(|| Error::invalid("tokenizer.json", "the model has none"))?;
+        let mut tokenizer = Self::new(json, vocab)?;
+        let named = assets.tokenizer_config.as_deref().and_then(|json| serde_json::from_str(json).ok());
+        let text = named.as_ref().and_then(|config: &Value| token_text(&config["eos_token"]));
+        if let Some(id) = text.and_then(|text| tokenizer.id(text)) {
+            tokenizer.ends.push(id);
+        }
+        Ok(tokenizer)
+    }
+
     /// From the text of a tokenizer.json, for a model whose embedding has `vocab` rows.
     ///
     /// # Errors
@@ -49,7 +94,8 @@ impl Tokenizer {
     pub fn new(json: &str, vocab: usize) -> Result<Self> {
         let mut inner = tokenizers::Tokenizer::from_bytes(json)
             .map_err(|e| Error::invalid("tokenizer.json", e.to_string().replace('\n', " ")))?;
-        check_template(json)?;
+        let file: File = serde_json::from_str(json).map_err(|e| Error::invalid("tokenizer.json", e))?;
+        check_template(&file)?;
         // Left on by some training scripts; they would cut or pad every prompt.
         inner.with_truncation(None).map_err(|e| Error::invalid("tokenizer.json", e))?;
         inner.with_padding(None);
@@ -62,8 +108,11 @@ impl Tokenizer {
             }
             None => return Err(Error::invalid("tokenizer.json", "it has no tokens")),
         };
-        let mut tokenizer = Self { inner, bos: None, len };
+        let mut tokenizer =
+            Self { inner, bos: None, ends: Vec::new(), byte_fallback: file.byte_fallback(), len };
         tokenizer.bos = tokenizer.detect_bos()?;
+        let ends = ENDS.iter().filter_map(|name| tokenizer.id(name));
+        tokenizer.ends = ends.filter(|id| tokenizer.special(*id).is_some()).collect();
         Ok(tokenizer)
     }
 
@@ -99,6 +148,18 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The text of a special token, which is no part of what a model writes; none for other ids.
+    pub fn special(&self, id: u32) -> Option<String> {
+        let added = self.inner.get_added_vocabulary();
+        self.token(id).filter(|text| added.is_special_token(text))
+    }
+
+    /// Tokens that end a text, besides those of the model's configuration: the end-of-text token that
+    /// tokenizer_config.json names, and the special tokens that are known by their names.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
     /// Whether `encode(text, true)` begins with a BOS token.
     pub fn adds_bos(&self) -> bool {
         self.bos.is_some()
@@ -109,6 +170,20 @@ impl Tokenizer {
     pub fn len(&self) -> usize {
         self.len
     }
+}
+
+/// A token's text in a side file: a string, or an object that has it.
+pub fn token_text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value["content"].as_str())
+}
+
+/// Bytes of the longest character.
+const LONGEST: usize = 4;
+
+/// What of a text follows its first `given` bytes; whole characters, for bytes that follow one can undo it.
+fn after(text: &str, given: usize) -> &str {
+    let start = (given..text.len()).find(|at| text.is_char_boundary(*at));
+    start.map_or("", |start| &text[start..])
 }
 
 /// Decodes ids one at a time; holds back a character until all its bytes have arrived.
@@ -133,9 +208,16 @@ impl<'t> Decoder<'t> {
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids, true)?;
-        // An unfinished character decodes to one U+FFFD at the very end; what precedes it will not change any more.
-        let whole = text.strip_suffix(char::REPLACEMENT_CHARACTER).unwrap_or(&text);
-        let piece = text.get(self.given..whole.len()).unwrap_or_default().to_string();
+        // An unfinished character decodes to U+FFFD at the very end; what precedes it will not change any more. Of single
+        // bytes as many as the longest character has are one by then, or none.
+        let whole = match self.tokenizer.byte_fallback {
+            false => text.strip_suffix(char::REPLACEMENT_CHARACTER).unwrap_or(&text),
+            true if self.ids.len() - self.context < LONGEST => {
+                text.trim_end_matches(char::REPLACEMENT_CHARACTER)
+            }
+            true => &text,
+        };
+        let piece = after(whole, self.given).to_owned();
         self.given = self.given.max(whole.len());
         if whole.len() == text.len() {
             self.ids.drain(..self.context);
@@ -148,7 +230,7 @@ impl<'t> Decoder<'t> {
     /// The rest at the end of a text: U+FFFD for an unfinished character, else nothing.
     pub fn finish(&mut self) -> Result<String> {
         let text = self.tokenizer.decode(&self.ids, true)?;
-        let rest = text.get(self.given..).unwrap_or_default().to_string();
+        let rest = after(&text, self.given).to_owned();
         (self.ids, self.given, self.context) = (Vec::new(), 0, 0);
         Ok(rest)
     }

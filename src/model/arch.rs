@@ -205,6 +205,9 @@ impl Block<'_> {
     }
 }
 
+/// The output head of its own.
+const HEAD: &str = "lm_head.weight";
+
 /// How a checkpoint names the tensors of a model.
 #[derive(Clone, Debug)]
 pub struct Names {
@@ -218,7 +221,7 @@ impl Names {
     pub fn of(config: &ModelConfig, has: &dyn Fn(&str) -> bool) -> Self {
         let prefixes = arch(config.family).prefixes;
         let found = prefixes.iter().find(|prefix| has(&format!("{prefix}embed_tokens.weight")));
-        Self { prefix: found.unwrap_or(&prefixes[0]), tied: !has("lm_head.weight") }
+        Self { prefix: found.unwrap_or(&prefixes[0]), tied: config.tied == Some(true) || !has(HEAD) }
     }
 
     pub fn embed(&self) -> String {
@@ -231,7 +234,7 @@ impl Names {
     }
 
     pub fn head(&self) -> String {
-        if self.tied { self.embed() } else { "lm_head.weight".into() }
+        if self.tied { self.embed() } else { HEAD.into() }
     }
 
     pub fn layer(&self, i: usize, part: &str) -> String {
@@ -239,7 +242,10 @@ impl Names {
     }
 }
 
-/// Whether a checkpoint may have this tensor although the model does not use it.
+/// Whether a checkpoint may have this tensor although the model does not use it: a tied head that is stored twice is one.
 pub fn may_skip(config: &ModelConfig, name: &str) -> bool {
+    if name == HEAD && config.tied == Some(true) {
+        return true;
+    }
     arch(config.family).skip.iter().any(|part| name.starts_with(part) || name.ends_with(part))
 }

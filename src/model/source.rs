@@ -28,7 +28,7 @@ impl Source {
             return Reader::open(path).map(Self::File);
         }
         let mut checkpoint = Checkpoint::open(path)?;
-        baseline::unpack(&mut checkpoint)?;
+        baseline::unpack(&mut checkpoint, path)?;
         Ok(Self::Checkpoint(checkpoint))
     }
 
@@ -187,7 +187,13 @@ impl<'a, B: Backend> Tensors<'a, B> {
         let tensor = self.source.tensor(name)?;
         check_shape(name, &shape, &tensor.shape)?;
         self.bytes += tensor.bytes.len() as u64;
-        Ok(tensor.to_f32())
+        let values = tensor.to_f32();
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(at) => {
+                Err(Error::mismatch(format!("tensor {name}, element {at}"), "a finite number", values[at]))
+            }
+        }
     }
 
     /// The bias of the linear layer whose weight is called `weight`; empty if it has none.
@@ -210,6 +216,12 @@ impl<'a, B: Backend> Tensors<'a, B> {
         self.buffer(&self.names.layer(layer, part))
     }
 
+    /// Whether a tensor is a bias of zeros, which AutoGPTQ writes for every layer: it changes nothing.
+    fn is_zero_bias(&self, name: &str) -> bool {
+        let values = || self.source.tensor(name).map(|tensor| tensor.to_f32());
+        name.ends_with(".bias") && values().is_ok_and(|values| values.iter().all(|value| *value == 0.0))
+    }
+
     /// Bytes of all tensors taken; fails if the source has another that this family does not ignore.
     pub fn finish(self) -> Result<u64> {
         let config = self.source.config();
@@ -217,6 +229,7 @@ impl<'a, B: Backend> Tensors<'a, B> {
             .present
             .iter()
             .filter(|name| !self.taken.contains(**name) && !may_skip(config, name))
+            .filter(|name| !self.is_zero_bias(name))
             .collect();
         match unused.first() {
             None => Ok(self.bytes),

@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use wildmatch::WildMatch;
 
+use crate::baseline;
 use crate::checkpoint::Checkpoint;
 use crate::format::{Content, Layout};
 use crate::model::arch::{self, Input, Role};
@@ -127,8 +128,12 @@ impl Plan {
     /// Applies the rules to the tensors that the model uses.
     ///
     /// # Errors
-    /// A tensor that is missing or has another shape than the config says; a pattern that no matrix matches.
+    /// A checkpoint that is quantized already; a tensor that is missing or has another shape than the config says; a
+    /// pattern that no matrix matches.
     pub fn new(checkpoint: &Checkpoint, rules: &Rules) -> Result<Self> {
+        if baseline::is_packed(checkpoint) {
+            return Err(Error::mismatch("the checkpoint", "unquantized matrices", "those of GPTQ or AWQ"));
+        }
         let items = Self::items(checkpoint, rules)?;
         let layout = Layout::new(&contents(&items), checkpoint.assets())?;
         Ok(Self { rules: rules.clone(), items, layout })

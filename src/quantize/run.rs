@@ -183,20 +183,22 @@ impl Run<'_> {
     }
 }
 
-/// Copies one tensor, from F32 to F16 where the plan says so.
+/// Copies one tensor, from F32 to F16 where the plan says so. What is no number is refused by name.
 fn dense(checkpoint: &Checkpoint, item: &Item, dtype: Dtype, writer: &mut Writer) -> Result<()> {
     let view = checkpoint.tensor(&item.name)?;
-    if view.dtype == dtype {
-        writer.dense(&item.name, 0, view.bytes)?;
-    } else {
-        for (n, bytes) in view.bytes.chunks(BLOCK * view.dtype.size()).enumerate() {
-            let block = TensorView { dtype: view.dtype, shape: vec![], bytes }.to_f32();
-            let halves = block.iter().map(|&w| f16::from_f32(w));
-            if let Some(at) = halves.clone().position(|w| !w.is_finite()) {
-                let what = format!("tensor {}, element {}", item.name, n * BLOCK + at);
-                return Err(Error::mismatch(what, "a number that fits into f16", block[at]));
-            }
-            let bytes: Vec<u8> = halves.flat_map(f16::to_le_bytes).collect();
+    for (n, bytes) in view.bytes.chunks(BLOCK * view.dtype.size()).enumerate() {
+        let block = TensorView { dtype: view.dtype, shape: vec![], bytes }.to_f32();
+        let same = view.dtype == dtype;
+        let stored = |w: &f32| if same { *w } else { f16::from_f32(*w).to_f32() };
+        if let Some(at) = block.iter().position(|w| !stored(w).is_finite()) {
+            let what = format!("tensor {}, element {}", item.name, n * BLOCK + at);
+            let expected = if same { "a finite number" } else { "a number that fits into f16" };
+            return Err(Error::mismatch(what, expected, block[at]));
+        }
+        if same {
+            writer.dense(&item.name, n * BLOCK * dtype.size(), bytes)?;
+        } else {
+            let bytes: Vec<u8> = block.iter().flat_map(|w| f16::from_f32(*w).to_le_bytes()).collect();
             writer.dense(&item.name, n * BLOCK * dtype.size(), &bytes)?;
         }
     }

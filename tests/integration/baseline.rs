@@ -8,6 +8,7 @@ use fasq::baseline::{Rtn, unpack};
 use fasq::checkpoint::Checkpoint;
 use fasq::model::arch::{self, Role};
 use fasq::model::{Model, Session, SessionOptions, Source};
+use fasq::quantize::{Plan, Rules};
 use half::f16;
 use pollster::block_on;
 use safetensors::Dtype;
@@ -176,7 +177,7 @@ fn packed_folders_become_their_weights() {
         let folder = write(&tensors, Some(config(layout)));
         let mut checkpoint = Checkpoint::open(folder.path()).unwrap();
         let bytes = checkpoint.bytes();
-        unpack(&mut checkpoint).unwrap();
+        unpack(&mut checkpoint, folder.path()).unwrap();
         assert_eq!(checkpoint.bytes(), bytes, "files are as large as they are");
         let mut plain = tensors.clone();
         plain.retain(|name, _| name.ends_with("weight") && !name.ends_with("qweight"));
@@ -201,10 +202,45 @@ fn without_an_index_neighbours_share_a_group() {
     tensors.retain(|name, _| !name.ends_with("g_idx"));
     let folder = write(&tensors, Some(config(layout)));
     let mut checkpoint = Checkpoint::open(folder.path()).unwrap();
-    unpack(&mut checkpoint).unwrap();
+    unpack(&mut checkpoint, folder.path()).unwrap();
     let name = format!("{UP}.weight");
     let expected: Vec<u8> = weights[&name].iter().flat_map(|w| w.to_le_bytes()).collect();
     assert_eq!(checkpoint.raw(&name).unwrap().bytes, expected);
+}
+
+/// The same weights, however the settings are written.
+#[test]
+fn settings_are_read_in_every_spelling() {
+    let layout = LAYOUTS[2];
+    let (tensors, _) = pack(layout);
+    let read = |folder: &TempDir| logits(&Source::open(folder.path()).unwrap());
+    let expected = read(&write(&tensors, Some(config(layout))));
+    let mut newer = config(layout);
+    newer["format"] = newer["checkpoint_format"].take();
+    assert_eq!(read(&write(&tensors, Some(newer))), expected);
+    // Settings by layer follow from the shapes; those that are said need not hold then.
+    let mut by_layer = config(layout);
+    (by_layer["bits"], by_layer["dynamic"]) = (8.into(), json!({"+:.*": {"bits": 4}}));
+    assert_eq!(read(&write(&tensors, Some(by_layer))), expected);
+    // AutoGPTQ before 0.5: a file of its own, and biases of zeros.
+    let mut zeros = tensors.clone();
+    let rows = tensors[&format!("{UP}.scales")].1[1];
+    zeros.insert(format!("{UP}.bias"), (Dtype::F16, vec![rows], vec![0; 2 * rows]));
+    let own = write(&zeros, None);
+    let error = Source::open(own.path()).unwrap_err().to_string();
+    assert!(error.contains("quantize_config.json"), "{error}");
+    let settings = json!({"bits": 4, "group_size": GROUP, "checkpoint_format": "gptq_v2"});
+    std::fs::write(own.path().join("quantize_config.json"), settings.to_string()).unwrap();
+    assert_eq!(read(&own), expected);
+    // A bias that is none of zeros means something.
+    zeros.get_mut(&format!("{UP}.bias")).unwrap().2[1] = 0x3c;
+    let biased = write(&zeros, Some(config(layout)));
+    let error = Model::load(Cpu, &Source::open(biased.path()).unwrap()).err().unwrap().to_string();
+    assert!(error.contains(&format!("{UP}.bias")), "{error}");
+    // Not to be quantized again.
+    let packed = Checkpoint::open(biased.path()).unwrap();
+    let error = Plan::new(&packed, &Rules::universal()).unwrap_err().to_string();
+    assert!(error.contains("GPTQ or AWQ"), "{error}");
 }
 
 /// The error of opening a folder damaged so.

@@ -162,3 +162,20 @@ fn templates_that_fail_say_why() {
     let error = ChatTemplate::new(&base, &fixture.config, &fixture.tokenizer()).err().unwrap().to_string();
     assert!(error.contains("base model") && error.contains("-p TEXT"), "{error}");
 }
+
+#[test]
+fn line_ends_do_not_matter() {
+    let template = "{% for m in messages %}\n{{ m.content }}\n{% endfor %}\n.";
+    let messages = [("user", "a"), ("assistant", "b")];
+    let expected = render(template, &messages).unwrap();
+    assert_eq!(render(&template.replace('\n', "\r\n"), &messages).unwrap(), expected);
+    assert_eq!(render(&template.replace('\n', "\r"), &messages).unwrap(), expected);
+}
+
+#[test]
+fn what_a_trainer_marks_is_rendered() {
+    let template = "{% for m in messages %}<{% if m.role == 'user' %}{{ m.content }}{% else %}\n\
+        {%- generation -%}\n {{ m.content }} {{ '{% x' }} \n{%- endgeneration %}{% endif %}>{% endfor %}";
+    let rendered = render(template, &[("user", "a"), ("assistant", "b")]).unwrap();
+    assert_eq!(rendered, "<a><b {% x>");
+}

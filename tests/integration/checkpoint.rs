@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use fasq::backend::cpu::Cpu;
+use fasq::checkpoint::Checkpoint;
 use fasq::generate::{Generator, Tokenizer};
 use fasq::model::{Model, Source};
 use fasq::quantize::{Plan, Rules};
@@ -150,7 +152,6 @@ fn damaged_folders_are_errors_that_name_the_culprit() {
         ("fewer layers than there are", config("num_hidden_layers", json!(1)), "layers."),
         ("a tokenizer that is none", single().write("tokenizer.json", "{}"), "tokenizer"),
         ("a tokenizer cut", single().edit("tokenizer.json", |text| text.truncate(1000)), "tokenizer"),
-        ("a wrong chat template", single().write("tokenizer_config.json", "]"), "tokenizer_config.json"),
     ] {
         match folder.open() {
             Ok(()) => panic!("{what}: taken"),
@@ -160,6 +161,58 @@ fn damaged_folders_are_errors_that_name_the_culprit() {
             }
         }
     }
+}
+
+#[test]
+fn side_files_stop_nothing() {
+    for (what, folder) in [
+        (
+            "an index of another upload",
+            Folder::copy(SINGLE).write(INDEX, r#"{"weight_map": {"a": "gone.safetensors"}}"#),
+        ),
+        ("a damaged generation_config.json", Folder::copy(SINGLE).write("generation_config.json", "{,}")),
+        ("a damaged tokenizer_config.json", Folder::copy(SINGLE).write("tokenizer_config.json", "]")),
+    ] {
+        folder.open().unwrap_or_else(|e| panic!("{what}: {e}"));
+    }
+}
+
+/// A tied head that is stored as well is one matrix.
+#[test]
+fn a_tied_head_is_taken_once() {
+    let folder = Folder::copy(SINGLE);
+    let bytes = fs::read(folder.file(WEIGHTS)).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let embedding = tensors.tensor("model.embed_tokens.weight").unwrap();
+    let all = tensors.iter().chain([("lm_head.weight", embedding)]);
+    let folder = folder.write(WEIGHTS, safetensors::serialize(all, None).unwrap());
+    folder.open().unwrap();
+    let plan = Plan::new(&Checkpoint::open(folder.0.path()).unwrap(), &Rules::universal()).unwrap();
+    assert!(plan.items.iter().all(|item| item.name != "lm_head.weight"));
+}
+
+#[test]
+fn what_is_no_number_is_named_in_every_tensor() {
+    let name = "model.layers.0.input_layernorm.weight";
+    let folder = Folder::copy(SINGLE).edit(WEIGHTS, |bytes| {
+        let (header, data) = header_and_data(bytes);
+        let header: Value = serde_json::from_slice(header).unwrap();
+        let (from, dtype) =
+            (header[name]["data_offsets"][0].as_u64().unwrap() as usize, &header[name]["dtype"]);
+        let nan: &[u8] = if dtype == "F32" { &[0, 0, 0xc0, 0x7f] } else { &[0xff, 0x7f] };
+        let at = bytes.len() - data.len() + from;
+        bytes[at..at + nan.len()].copy_from_slice(nan);
+    });
+    let text = folder.open().unwrap_err().to_string();
+    assert!(text.contains(name) && text.contains("element 0"), "{text}");
+    let out = folder.file("out.fasq").display().to_string();
+    let folder = folder.0.path().display().to_string();
+    let quantize = Command::new(env!("CARGO_BIN_EXE_fasq-quantize"))
+        .args([&folder, "-o", &out, "--feedback", "none", "--device", "cpu"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(quantize.stderr).unwrap();
+    assert!(!quantize.status.success() && text.contains(name), "{text}");
 }
 
 #[test]

@@ -5,13 +5,14 @@ use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
 use fasq::backend::cpu::Cpu;
+use fasq::checkpoint::Assets;
 use fasq::generate::{
     Completion, Decoder, Generator, Limits, Sampler, Sampling, Stats, StopReason, StopStrings, Tokenizer,
 };
 use fasq::model::{Model, Source};
 use proptest::prelude::*;
 
-use crate::fixture::{fixture, fixtures, ids};
+use crate::fixture::{Fixture, fixture, fixtures, ids};
 
 /// The pieces of a stream of ids, the held-back rest last.
 fn pieces(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
@@ -130,7 +131,7 @@ proptest! {
         let (mut seen, mut stopped) = (String::new(), false);
         for piece in &cuts {
             let mut piece = piece.clone();
-            stopped = stops.push(&mut piece);
+            stopped = stops.push(&mut piece, None);
             seen += &piece;
             if stopped { break }
         }
@@ -146,7 +147,7 @@ fn a_possible_stop_string_is_held_back() {
     let mut stops = StopStrings::new(vec!["\nUser:".into()]).unwrap();
     let mut push = |text: &str| {
         let mut piece = text.to_string();
-        let stopped = stops.push(&mut piece);
+        let stopped = stops.push(&mut piece, None);
         (piece, stopped)
     };
     assert_eq!(push("Hi"), ("Hi".into(), false));
@@ -155,6 +156,70 @@ fn a_possible_stop_string_is_held_back() {
     assert_eq!(push("\nUser"), ("".into(), false));
     assert_eq!(push(": 1"), ("".into(), true));
     assert!(StopStrings::new(vec![String::new()]).is_err());
+}
+
+#[test]
+fn a_stop_string_may_have_special_tokens() {
+    let mut stops = StopStrings::new(vec!["<|im_end|>\n<|im_start|>user".into(), "im".into()]).unwrap();
+    let mut push = |text: &str, special: Option<&str>| {
+        let mut piece = text.to_string();
+        let stopped = stops.push(&mut piece, special);
+        (piece, stopped)
+    };
+    // Of no stop string.
+    assert_eq!(push("a", Some("<|x|>")), ("a".into(), false));
+    // The beginning of one that goes on otherwise; "im" is not a part of a special token.
+    assert_eq!(push("b", Some("<|im_end|>")), ("b".into(), false));
+    assert_eq!(push("\nc", None), ("\nc".into(), false));
+    assert_eq!(push("d", Some("<|im_end|>")), ("d".into(), false));
+    assert_eq!(push("\n", Some("<|im_start|>")), ("".into(), false));
+    assert_eq!(push("user: hi", None), ("".into(), true));
+}
+
+/// Where no file names it, a special token that is known by its name ends a text; or the one that tokenizer_config.json names.
+#[test]
+fn a_tokenizer_knows_what_ends_a_text() {
+    let Fixture { assets, config, .. } = fixture("llama32-tiny-tied");
+    let named = |tokenizer_config: Option<&str>| {
+        let assets = Assets { tokenizer_config: tokenizer_config.map(str::to_owned), ..assets.clone() };
+        let tokenizer = Tokenizer::of(&assets, config.vocab).unwrap();
+        tokenizer.ends().iter().map(|id| tokenizer.token(*id).unwrap()).collect::<Vec<_>>()
+    };
+    let known = named(None);
+    assert!(known.contains(&"<|eot_id|>".to_owned()), "{known:?}");
+    let begin = "<|begin_of_text|>";
+    for text in
+        [format!(r#"{{"eos_token": "{begin}"}}"#), format!(r#"{{"eos_token": {{"content": "{begin}"}}}}"#)]
+    {
+        assert_eq!(named(Some(&text)).last().unwrap(), begin);
+    }
+    assert_eq!(named(Some("{}")), known);
+    let tokenizer = fixture("llama32-tiny-tied").tokenizer();
+    let limits = Limits { tokens: None, stop: vec![] };
+    let mut completion = Completion::new(&tokenizer, &[], limits).unwrap();
+    completion.push(tokenizer.id("<|eot_id|>").unwrap()).unwrap();
+    assert_eq!(completion.reason(), Some(StopReason::EndOfText));
+}
+
+/// A tokenizer of single bytes, as converted from SentencePiece.
+#[test]
+fn byte_tokens_are_streamed_as_characters() {
+    let mut vocab: serde_json::Map<String, serde_json::Value> =
+        (0..256).map(|byte| (format!("<0x{byte:02X}>"), byte.into())).collect();
+    vocab.insert("a".into(), 256.into());
+    let json = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true, "unk_token": null},
+    });
+    let tokenizer = Tokenizer::new(&json.to_string(), 257).unwrap();
+    let ids: Vec<u32> = "a😀中a".bytes().map(|byte| if byte == b'a' { 256 } else { byte.into() }).collect();
+    let streamed = pieces(&tokenizer, &ids);
+    assert_eq!(streamed.concat(), "a😀中a");
+    assert!(streamed.contains(&"😀".to_owned()), "{streamed:?}");
+    // Bytes that are no character come out as what they decode to.
+    let stray = vec![0x9f; 40];
+    assert_eq!(pieces(&tokenizer, &stray).concat(), tokenizer.decode(&stray, true).unwrap());
 }
 
 #[test]

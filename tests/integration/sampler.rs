@@ -131,11 +131,18 @@ fn the_seed_decides() {
 }
 
 #[test]
+fn top_p_of_0_is_greedy() {
+    let logits = [1.0, 3.0, 2.9, -1.0];
+    let mut sampler = Sampler::new(Sampling { top_p: 0.0, ..plain() }).unwrap();
+    assert!((0..100).all(|_| sampler.sample(&logits, &[]).unwrap() == 1));
+}
+
+#[test]
 fn settings_out_of_range_are_errors() {
     let bad = [
         Sampling { temperature: -1.0, ..plain() },
         Sampling { temperature: f32::NAN, ..plain() },
-        Sampling { top_p: 0.0, ..plain() },
+        Sampling { top_p: -0.1, ..plain() },
         Sampling { top_p: 1.5, ..plain() },
         Sampling { min_p: -0.1, ..plain() },
         Sampling { repetition_penalty: 0.0, ..plain() },

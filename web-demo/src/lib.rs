@@ -184,8 +184,7 @@ async fn serve<B: Backend>(
     let parameters = parameters(&reader)?;
     let source = Source::File(reader);
     let (config, assets) = (source.config().clone(), source.assets().clone());
-    let json = assets.tokenizer.as_ref().ok_or_else(|| Error::invalid("tokenizer.json", "the model has none"))?;
-    let tokenizer = Tokenizer::new(json, config.vocab)?;
+    let tokenizer = Tokenizer::of(&assets, config.vocab)?;
     let recommended = assets.generation_config.as_deref().map(Sampling::from_generation_config).transpose()?;
     let context = config.max_context.min(CONTEXT);
     let model = Model::load(backend, &source)?;

@@ -144,9 +144,7 @@ impl BackendTask for Evaluation<'_> {
 }
 
 fn tokenizer(source: &Source) -> Result<Tokenizer> {
-    let json = source.assets().tokenizer.as_ref();
-    let json = json.ok_or_else(|| Error::invalid("tokenizer.json", "the model has none"))?;
-    Tokenizer::new(json, source.config().vocab)
+    Tokenizer::of(source.assets(), source.config().vocab)
 }
 
 /// A progress bar over chunks of a text that shows the result so far.

@@ -203,11 +203,9 @@ impl Job<'_> {
         let args = self.args;
         let size = self.text_size();
         if let Learn::File(path) = &self.feedback {
-            let tokenizer = self.source.assets().tokenizer.as_ref();
-            let tokenizer =
-                tokenizer.ok_or_else(|| Error::invalid("tokenizer.json", "the model has none"))?;
+            let tokenizer = Tokenizer::of(self.source.assets(), model.config().vocab)?;
             let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-            let tokens = Tokenizer::new(tokenizer, model.config().vocab)?.encode(&text, false)?;
+            let tokens = tokenizer.encode(&text, false)?;
             return text::cut(&tokens, model.config(), size);
         }
         if let Some(path) = args.written.as_deref().filter(|path| path.exists()) {

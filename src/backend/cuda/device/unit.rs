@@ -87,12 +87,8 @@ pub const PQ_TILE: &str = include_str!("../../../../kernels/pq_tile.cuh");
 const PQ_ONE_ROW: &str = include_str!("../../../../kernels/pq_one_row.cuh");
 
 /// Text that a source needs where a constant is given.
-const SHARED: &[(&str, &str)] = &[
-    ("PQ_D", PQ_TILE),
-    ("PQ_BATCH", PQ_ONE_ROW),
-    ("HEAD_DIM", ATTENTION_LANES),
-    ("GROUP", ATTENTION_TILES),
-];
+const SHARED: &[(&str, &str)] =
+    &[("PQ_D", PQ_TILE), ("PQ_BATCH", PQ_ONE_ROW), ("HEAD_DIM", ATTENTION_LANES), ("GROUP", ATTENTION_TILES)];
 
 /// A kernel of a unit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -68,7 +68,7 @@ __device__ __forceinline__ Raw load_once(const Cache* at, u32 first) {
 
 // A KV split of one head: positions `begin` to `end`. Those before `cached` are in the cache; the last one, if it is not, is
 // the row's own, in shared memory.
-struct Stretch {
+struct KvSplit {
     const Cache *keys, *values; // at position 0
     u32 begin, cached, end;
     const Cache *own_key, *own_value;
@@ -171,7 +171,7 @@ template <u32 WARPS> struct Lanes {
     u32 p; // the lane's position
 
     // Loads the first positions.
-    __device__ __forceinline__ void start(const Stretch& of) {
+    __device__ __forceinline__ void start(const KvSplit& of) {
         p = of.begin + (threadIdx.x >> 5) * POSITIONS + threadIdx.x % 32 / LANES;
 #pragma unroll
         for (u32 round = 0; round < ROUNDS; round++) {
@@ -182,7 +182,7 @@ template <u32 WARPS> struct Lanes {
     }
 
     // Goes through the split with `count` queries.
-    __device__ __forceinline__ void run(const Stretch& of, const Queries& queries, u32 count) {
+    __device__ __forceinline__ void run(const KvSplit& of, const Queries& queries, u32 count) {
         f32 q[GROUP][EACH];
 #pragma unroll
         for (u32 h = 0; h < GROUP; h++) {

@@ -10,7 +10,7 @@
 constexpr u32 WARPS = HEAD_DIM <= 128 ? 16 : 8;
 
 // Positions of a KV split for a row that sees `count` positions.
-__device__ __forceinline__ u32 stretch_of(u32 count) {
+__device__ __forceinline__ u32 split_of(u32 count) {
     const u32 even = (count + SPLITS - 1) / SPLITS;
     constexpr u32 ROUND = Share<WARPS>::ROUND;
     return max((even + ROUND - 1) / ROUND * ROUND, Share<WARPS>::AT_ONCE);
@@ -25,19 +25,19 @@ attention_split(const f32* qkv, const Cache* k_cache, const Cache* v_cache, cons
     wait_inputs();
     const u32 r = blockIdx.y, slot = rows[r * 2], count = rows[r * 2 + 1] + 1;
     const u32 head = blockIdx.x * GROUP, kv = head / (params.heads / params.kv_heads);
-    const u32 each = stretch_of(count), begin = blockIdx.z * each, end = min(begin + each, count);
+    const u32 each = split_of(count), begin = blockIdx.z * each, end = min(begin + each, count);
     if (begin >= count) return;
     const u64 cache_at = cache_row(params, slot, kv, 0, HEAD_DIM);
-    const Stretch stretch = {k_cache + cache_at, v_cache + cache_at, begin, end, end, nullptr, nullptr};
+    const KvSplit split = {k_cache + cache_at, v_cache + cache_at, begin, end, end, nullptr, nullptr};
     Share<WARPS> share;
-    share.start(stretch);
+    share.start(split);
     const f32* query = qkv + (u64)r * params.stride + head * params.q_stride;
     for (u32 i = threadIdx.x; i < GROUP * DIM; i += blockDim.x) {
         const u32 h = i / DIM, e = i % DIM;
         block.queries.store(h, e, e < HEAD_DIM ? query[h * params.q_stride + e] * params.scale * LOG2E : 0.f);
     }
     __syncthreads();
-    share.run(stretch, block.queries, GROUP);
+    share.run(split, block.queries, GROUP);
     share.store(block.found, GROUP);
     __syncthreads();
     block.found.join(GROUP, [&](u32 h, u32 e, const Joined& all) {
@@ -60,7 +60,7 @@ KERNEL attention_combine(const f32* qkv, const f32* partial, const f32* sums, co
     const u32 size = params.heads * HEAD_DIM, unit = params.rotate ? params.rotate : UNIT;
     const u32 first = blockIdx.x * unit, end = min(first + unit, size);
     if (r >= params.rows) return packed.store_all(r, first, end - first, [](u32) { return 0.f; });
-    const u32 count = rows[r * 2 + 1] + 1, each = stretch_of(count), used = (count + each - 1) / each;
+    const u32 count = rows[r * 2 + 1] + 1, each = split_of(count), used = (count + each - 1) / each;
     const u32 head0 = first / HEAD_DIM, heads = (end - 1) / HEAD_DIM - head0 + 1;
     for (u32 h = warp; h < heads; h += blockDim.x >> 5) {
         const f32* at = sums + ((u64)r * params.heads + head0 + h) * SPLITS * 2;

@@ -34,7 +34,7 @@ struct Head {
     const bool query = task < count, key = task == count;
     bool normed;
     const f32* x;
-    u32 places[PAIRS][2];
+    u32 elements[PAIRS][2];
     f32 weights[PAIRS][2], sines[PAIRS], cosines[PAIRS];
 
     // Loads and computes what does not depend on the previous phase.
@@ -48,8 +48,8 @@ struct Head {
         for (u32 i = 0; i < PAIRS; i++) {
             const u32 j = lane + 32 * i;
             const bool turned = j < half;
-            places[i][0] = turned ? j : j + half;
-            places[i][1] = places[i][0] + (turned ? half : DIM / 2 - half);
+            elements[i][0] = turned ? j : j + half;
+            elements[i][1] = elements[i][0] + (turned ? half : DIM / 2 - half);
             const f32 frequency = call.inv_freq[turned ? j : 0];
             sine_cosine(turned ? (f32)row_position * frequency : 0.f, sines[i], cosines[i]);
             weights[i][0] = weights[i][1] = 1.f;
@@ -57,7 +57,7 @@ struct Head {
         if (!normed) return;
 #pragma unroll
         for (u32 i = 0; i < PAIRS * 2; i++) {
-            weights[i / 2][i % 2] = norm[min(places[i / 2][i % 2], HEAD_DIM - 1)] + params.weight_offset;
+            weights[i / 2][i % 2] = norm[min(elements[i / 2][i % 2], HEAD_DIM - 1)] + params.weight_offset;
         }
     }
 
@@ -67,7 +67,7 @@ struct Head {
         f32 v[PAIRS][2], squares = 0.f, scale = query ? call.score_scale * LOG2E : 1.f;
 #pragma unroll
         for (u32 i = 0; i < PAIRS * 2; i++) {
-            const u32 e = places[i / 2][i % 2];
+            const u32 e = elements[i / 2][i % 2];
             v[i / 2][i % 2] = HEAD_DIM == DIM || e < HEAD_DIM ? x[e] : 0.f;
         }
         if (normed) {
@@ -83,13 +83,13 @@ struct Head {
         }
         if (query) {
 #pragma unroll
-            for (u32 i = 0; i < PAIRS * 2; i++) block.queries.store(task, places[i / 2][i % 2], v[i / 2][i % 2]);
+            for (u32 i = 0; i < PAIRS * 2; i++) block.queries.store(task, elements[i / 2][i % 2], v[i / 2][i % 2]);
             return;
         }
         Cache *own = block.own[key ? 0 : 1], *cache = (Cache*)(key ? call.k_cache : call.v_cache) + cache_at;
 #pragma unroll
         for (u32 i = 0; i < PAIRS * 2; i++) {
-            const u32 e = places[i / 2][i % 2];
+            const u32 e = elements[i / 2][i % 2];
             const Cache c = to_cache(v[i / 2][i % 2]);
             own[e] = c;
             if (writes && (HEAD_DIM == DIM || e < HEAD_DIM)) cache[e] = c;
@@ -99,20 +99,20 @@ struct Head {
 
 // Finished splits of each group of heads; 0 between phases. The grid has several splits only where the groups number at most
 // half the multiprocessors.
-__device__ u32 stretches_done[256];
+__device__ u32 splits_done[256];
 
 // Counts this split as finished; whether it is the group's last, so that all the others' results can be read.
-__device__ __forceinline__ bool comes_last(u32 group, u32 stretches) {
+__device__ __forceinline__ bool comes_last(u32 group, u32 splits) {
     __shared__ u32 before;
     __syncthreads();
     if (threadIdx.x == 0) {
         u32 done;
-        asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(done) : "l"(stretches_done + group) : "memory");
+        asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(done) : "l"(splits_done + group) : "memory");
         before = done;
-        if (done + 1 == stretches) stretches_done[group] = 0;
+        if (done + 1 == splits) splits_done[group] = 0;
     }
     __syncthreads();
-    return before + 1 == stretches;
+    return before + 1 == splits;
 }
 
 // Grid: (blocks that share a key/value head, key/value heads, KV splits at most).
@@ -124,17 +124,17 @@ KERNEL attention_step(const Call& call) {
     const u32 each = gridDim.z == 1 ? positions : max((positions + SPLITS - 1) / SPLITS, LEAST);
     const u32 begin = min(blockIdx.z * each, positions), end = min(begin + each, positions);
     const u64 cache_at = cache_row(params, row_slot, kv, 0, HEAD_DIM);
-    const Stretch stretch = {(const Cache*)call.k_cache + cache_at, (const Cache*)call.v_cache + cache_at, begin, min(end, row_position), end,
+    const KvSplit split = {(const Cache*)call.k_cache + cache_at, (const Cache*)call.v_cache + cache_at, begin, min(end, row_position), end,
                              block.own[0], block.own[1]};
     Share<WARPS> share;
-    share.start(stretch);
+    share.start(split);
     const Head mine(call, head, kv);
-    const u32 stretches = gridDim.z == 1 ? 1 : (positions + each - 1) / each;
+    const u32 splits = gridDim.z == 1 ? 1 : (positions + each - 1) / each;
     wait_inputs();
     if (begin >= end) return;
     mine.prepare(block, call, cache_at + (u64)row_position * HEAD_DIM, blockIdx.x == 0 && blockIdx.z == 0);
     __syncthreads();
-    share.run(stretch, block.queries, count);
+    share.run(split, block.queries, count);
     share.store(block.found, count);
     __syncthreads();
     auto store = [&](u32 h, u32 e, const Joined& all) {
@@ -143,18 +143,18 @@ KERNEL attention_step(const Call& call) {
         call.y[at] = call.gated ? v * sigmoid(call.qkv[(head + h) * params.q_stride + HEAD_DIM + e]) : v;
     };
     // The splits' results: `partial` [heads, SPLITS, DIM] and `sums` [heads, SPLITS].
-    auto place_of = [&](u32 h, u32 stretch) { return (head + h) * SPLITS + stretch; };
+    auto place_of = [&](u32 h, u32 split) { return (head + h) * SPLITS + split; };
     float2* scores = reinterpret_cast<float2*>(call.sums);
     block.found.join(count, [&](u32 h, u32 e, const Joined& all) {
-        if (stretches == 1) return store(h, e, all);
+        if (splits == 1) return store(h, e, all);
         const u32 at = place_of(h, blockIdx.z);
         call.partial[at * DIM + e] = all.value;
         if (e == 0) scores[at] = make_float2(all.peak, all.total);
     });
-    if (stretches == 1 || !comes_last(group, stretches)) return;
+    if (splits == 1 || !comes_last(group, splits)) return;
     constexpr u32 AT_ONCE = SPLITS < 32 ? (SPLITS + 3) / 4 : 8;
     join_all<WARPS, AT_ONCE>(
-        count, stretches, [&](u32 i, u32 h) { return __ldcg(scores + place_of(h, i)); },
+        count, splits, [&](u32 i, u32 h) { return __ldcg(scores + place_of(h, i)); },
         [&](u32 i, u32 h, u32 e) { return __ldcg(reinterpret_cast<const float4*>(call.partial + place_of(h, i) * DIM + e)); },
         store);
 }

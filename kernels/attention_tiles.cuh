@@ -31,11 +31,11 @@ template <u32 WARPS> struct Tiles {
     f32 top = LOWEST, sum = 0.f, out[VALUES][4][4] = {};
     u32 p; // the tile's first position
 
-    __device__ __forceinline__ void fetch_keys(const Stretch& of, u32 slot, u32 at) {
+    __device__ __forceinline__ void fetch_keys(const KvSplit& of, u32 slot, u32 at) {
 #pragma unroll
         for (u32 j = 0; j < KEYS; j++) of.fetch_key(k[slot][j], at + g, 32 * j + 8 * t);
     }
-    __device__ __forceinline__ void fetch_values(const Stretch& of, u32 slot, u32 at) {
+    __device__ __forceinline__ void fetch_values(const KvSplit& of, u32 slot, u32 at) {
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
 #pragma unroll
@@ -44,7 +44,7 @@ template <u32 WARPS> struct Tiles {
     }
 
     // Loads the first positions.
-    __device__ __forceinline__ void start(const Stretch& of) {
+    __device__ __forceinline__ void start(const KvSplit& of) {
         p = of.begin + (threadIdx.x >> 5) * TILE;
 #pragma unroll
         for (u32 slot = 0; slot < DEPTH; slot++) {
@@ -58,7 +58,7 @@ template <u32 WARPS> struct Tiles {
     }
 
     // Goes through the split with `count` queries.
-    __device__ __forceinline__ void run(const Stretch& of, const Queries& queries, u32 count) {
+    __device__ __forceinline__ void run(const KvSplit& of, const Queries& queries, u32 count) {
         const bool used = g % 4 < count;
 #pragma unroll 1
         for (; p < of.end; p += DEPTH * ROUND) {
@@ -108,7 +108,7 @@ template <u32 WARPS> struct Tiles {
     }
 
     // Takes the row's own key and value, which are not in the cache yet.
-    __device__ __forceinline__ void take_own(const Stretch& of, u32 slot, u32 at) {
+    __device__ __forceinline__ void take_own(const KvSplit& of, u32 slot, u32 at) {
 #pragma unroll
         for (u32 j = 0; j < KEYS; j++) {
             if (of.is_own(at + g)) k[slot][j] = load_head(of.own_key, 32 * j + 8 * t);

@@ -191,8 +191,8 @@ KERNEL BOUNDS(256) assign_sample(const f32* vectors, const f32* centroids, u16* 
 // Moves each centroid that has vectors to their mean. Grid: (books, ceil(k / blockDim)). A thread a centroid goes through
 // all codes and adds its vectors in order.
 KERNEL BOUNDS(256) update(const f32* vectors, const u16* codes, f32* centroids, u32* counts, Shape s) {
-    constexpr u32 STRETCH = 2048;
-    __shared__ __align__(16) u32 tile[STRETCH];
+    constexpr u32 PIECE = 2048;
+    __shared__ __align__(16) u32 tile[PIECE];
     wait_inputs();
     const u32 book = blockIdx.x, mine = blockIdx.y * blockDim.x + threadIdx.x, total = s.vectors(book);
     const f32* x = vectors + (u64)book * s.stride * D;
@@ -200,13 +200,13 @@ KERNEL BOUNDS(256) update(const f32* vectors, const u16* codes, f32* centroids, 
     u32 count = 0;
 #pragma unroll
     for (u32 e = 0; e < D; e++) sums[e] = 0;
-    for (u32 first = 0; first < total; first += STRETCH) {
+    for (u32 first = 0; first < total; first += PIECE) {
         __syncthreads();
-        for (u32 i = threadIdx.x; i < STRETCH; i += blockDim.x)
+        for (u32 i = threadIdx.x; i < PIECE; i += blockDim.x)
             tile[i] = first + i < total ? codes[(u64)book * s.stride + first + i] : ~0u;
         __syncthreads();
 #pragma unroll 2
-        for (u32 i = 0; i < min(STRETCH, total - first); i += 4) {
+        for (u32 i = 0; i < min(PIECE, total - first); i += 4) {
             const uint4 four = *reinterpret_cast<const uint4*>(tile + i);
             const u32 found[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll

@@ -7,10 +7,10 @@
 constexpr u32 MOST = TOP_K, THREADS = 1024;
 
 // A key that grows with the value and falls with the index. NaN is above all, so that the sampler sees it.
-__device__ __forceinline__ u64 key_of(f32 value, u32 place) {
+__device__ __forceinline__ u64 key_of(f32 value, u32 position) {
     const u32 bits = __float_as_uint(value + 0.f);
     const u32 ordered = value != value ? ~0u : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return (u64)ordered << 32 | (u32)~place;
+    return (u64)ordered << 32 | (u32)~position;
 }
 
 // Grid: (1). `found` gets k indices, then k values; k is at most MOST and dim.
@@ -60,6 +60,6 @@ KERNEL BOUNDS(THREADS) top_k(const f32* x, u32* found, u32 dim, u32 k) {
     }
     __syncthreads();
     if (threadIdx.x >= k) return;
-    const u32 place = ~(u32)keys[threadIdx.x];
-    found[threadIdx.x] = place, found[k + threadIdx.x] = __float_as_uint(x[place]);
+    const u32 position = ~(u32)keys[threadIdx.x];
+    found[threadIdx.x] = position, found[k + threadIdx.x] = __float_as_uint(x[position]);
 }

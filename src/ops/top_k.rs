@@ -1,6 +1,6 @@
 //! The order in which values are largest.
 
-/// The `k` largest values with their places: in falling order, the lower place first among equals, NaN before everything.
+/// The `k` largest values with their positions: in falling order, the lower position first among equals, NaN before everything.
 pub fn top_k(values: &[f32], k: usize) -> Vec<(u32, f32)> {
     let mut all: Vec<(u32, f32)> = (0..).zip(values.iter().copied()).collect();
     let k = k.min(all.len());

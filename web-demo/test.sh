@@ -10,17 +10,15 @@ command -v chromium >/dev/null || { echo "no Chromium here" >&2; exit 75; }
     { echo "playwright-core cannot be installed" >&2; exit 75; }
 export PROMPT="The history of the city begins" SCREENSHOTS="${screenshots:-}"
 
-# fasq NAME ARGUMENT...: one of the programs.
-fasq() {
-    program=$1
-    shift
-    cargo run --quiet --manifest-path ../Cargo.toml --bin "fasq-$program" -- "$@"
-}
-text() { fasq run --backend cpu --greedy --quiet -n 16 -p "$PROMPT" "$@"; }
+# The programs as the other tests have built them.
+cargo test --quiet --manifest-path ../Cargo.toml --no-run --test integration
+programs=${CARGO_TARGET_DIR:-../target}/debug
+
+text() { "$programs/fasq-run" --backend cpu --greedy --quiet -n 16 -p "$PROMPT" "$@"; }
 
 # Chromium's WebGPU is the CPU here: it takes minutes for the kernels of the demo model and seconds for those of a small one.
 export SMALL="$PWD/target/small.fasq"
-fasq quantize ../tests/fixtures/qwen35-tiny --pq 2-64@matrix -o "$SMALL" >/dev/null
+"$programs/fasq-quantize" ../tests/fixtures/qwen35-tiny --pq 2-64@matrix -o "$SMALL" >/dev/null
 EXPECTED=$(text)
 EXPECTED_SMALL=$(text "$SMALL")
 export EXPECTED EXPECTED_SMALL

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::arch;
+use super::arch::{self, TensorSpec};
 use super::source::Source;
 use super::state::{LayerState, Scratch, SessionOptions};
 use crate::Result;
@@ -11,9 +11,18 @@ use crate::config::{Mixer, ModelConfig};
 
 /// Bytes of the weights that a model loads from `source`; ignored tensors, such as a vision tower's, do not count.
 pub fn weights<B: Backend>(backend: &B, source: &Source) -> Result<u64> {
+    weights_of(backend, source, &tensors(source))
+}
+
+/// Every tensor that a model loads from `source`.
+fn tensors(source: &Source) -> Vec<TensorSpec> {
     let present: BTreeSet<&str> = source.names().collect();
+    arch::tensors(source.config(), &|name| present.contains(name))
+}
+
+fn weights_of<B: Backend>(backend: &B, source: &Source, tensors: &[TensorSpec]) -> Result<u64> {
     let mut bytes = 4 * source.config().rope.inv_freq().len() as u64;
-    for tensor in arch::tensors(source.config(), &|name| present.contains(name)) {
+    for tensor in tensors {
         bytes += match tensor.shape[..] {
             [_, _] => backend.weight_bytes(&source.form(&tensor.name)?),
             // Norms and other small tensors, as f32.
@@ -39,11 +48,10 @@ pub fn session<B: Backend>(backend: &B, config: &ModelConfig, options: &SessionO
 /// Bytes of a model of `source`, a session of it, and what the backend takes to run them.
 pub fn total<B: Backend>(backend: &B, source: &Source, options: &SessionOptions) -> Result<u64> {
     let (rows, config) = (options.max_rows, source.config());
-    let present: BTreeSet<&str> = source.names().collect();
-    let tensors = arch::tensors(config, &|name| present.contains(name));
+    let tensors = tensors(source);
     let cols = tensors.iter().filter_map(|tensor| tensor.shape.get(1)).copied();
     let widest = cols.fold(config.hidden, usize::max);
-    let model = weights(backend, source)? + session(backend, config, options)?;
+    let model = weights_of(backend, source, &tensors)? + session(backend, config, options)?;
     Ok(model + backend.working_bytes(rows, widest))
 }
 

@@ -239,8 +239,8 @@ fn read_assets(dir: &Path) -> Result<Assets> {
     })
 }
 
-/// Whether a side file's text is a JSON object. A damaged one is left out with a warning, as transformers does: its settings
-/// have defaults.
+/// Whether a side file's text is a JSON object. A damaged one is left out with a warning, because its settings have
+/// defaults.
 fn is_object(name: &str) -> impl Fn(&String) -> bool {
     move |text| match serde_json::from_str::<serde_json::Map<String, Value>>(text) {
         Ok(_) => true,

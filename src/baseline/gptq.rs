@@ -22,7 +22,7 @@ pub fn unpack(checkpoint: &mut Checkpoint, config: &Config<'_>) -> Result<()> {
         Some((_, Some("gptq_v2"))) => 0,
         Some((key, _)) => return Err(config.mismatch(key, "gptq or gptq_v2")),
     };
-    // GPTQModel's settings by layer: patterns that the layers' shapes make unnecessary.
+    // GPTQModel's patterns that give layers other settings. The shapes of a layer's tensors say the same.
     let by_layer = config.values["dynamic"].as_object().is_some_and(|patterns| !patterns.is_empty());
     for name in layers(checkpoint)? {
         if by_layer {

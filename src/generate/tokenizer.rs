@@ -74,15 +74,19 @@ impl Tokenizer {
     /// tokenizer_config.json names.
     ///
     /// # Errors
-    /// The model has no tokenizer; else as [`Tokenizer::new`].
+    /// The model has no tokenizer, or its tokenizer_config.json is not JSON; else as [`Tokenizer::new`].
     pub fn of(assets: &Assets, vocab: usize) -> Result<Self> {
         let json = assets.tokenizer.as_ref();
         let json = json.ok_or_else(|| Error::invalid("tokenizer.json", "the model has none"))?;
         let mut tokenizer = Self::new(json, vocab)?;
-        let named = assets.tokenizer_config.as_deref().and_then(|json| serde_json::from_str(json).ok());
-        let text = named.as_ref().and_then(|config: &Value| token_text(&config["eos_token"]));
-        if let Some(id) = text.and_then(|text| tokenizer.id(text)) {
-            tokenizer.ends.push(id);
+        let side_file = assets.tokenizer_config.as_deref().unwrap_or("{}");
+        let side_file: Value =
+            serde_json::from_str(side_file).map_err(|e| Error::invalid("tokenizer_config.json", e))?;
+        if let Some(text) = token_text(&side_file["eos_token"]) {
+            match tokenizer.id(text) {
+                Some(id) => tokenizer.ends.push(id),
+                None => log::warn!("tokenizer_config.json: eos_token {text:?} is no token of tokenizer.json"),
+            }
         }
         Ok(tokenizer)
     }
@@ -180,7 +184,8 @@ pub fn token_text(value: &Value) -> Option<&str> {
 /// Bytes of the longest character.
 const LONGEST: usize = 4;
 
-/// What of a text follows its first `given` bytes; whole characters, for bytes that follow one can undo it.
+/// The text from byte `given` on. A byte token can turn the character before it into several U+FFFD, so that `given` lies
+/// within one of them: then from the next one on.
 fn after(text: &str, given: usize) -> &str {
     let start = (given..text.len()).find(|at| text.is_char_boundary(*at));
     start.map_or("", |start| &text[start..])
@@ -208,8 +213,8 @@ impl<'t> Decoder<'t> {
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids, true)?;
-        // An unfinished character decodes to U+FFFD at the very end; what precedes it will not change any more. Of single
-        // bytes as many as the longest character has are one by then, or none.
+        // An unfinished character decodes to U+FFFD at the very end; what precedes it will not change any more. With byte
+        // tokens each of its bytes does, and after four of them nothing is unfinished: no character is longer.
         let whole = match self.tokenizer.byte_fallback {
             false => text.strip_suffix(char::REPLACEMENT_CHARACTER).unwrap_or(&text),
             true if self.ids.len() - self.context < LONGEST => {

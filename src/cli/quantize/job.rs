@@ -154,7 +154,11 @@ impl Job<'_> {
                 let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
                 Sensitivities::from_json(&text).map_err(|e| Error::invalid(path.display().to_string(), e))?
             }
-            (Learn::Own, Some(model)) => self.measure(plan, model, text.insert(self.text(model)?))?,
+            (Learn::Own, Some(model)) => {
+                // Before the model writes for minutes.
+                self.enough_sequences(self.text_size().sequences)?;
+                self.measure(plan, model, text.insert(self.text(model)?))?
+            }
             (Learn::Own, None) => {
                 return Err(Error::invalid("--sensitivity self", "the model is not loaded"));
             }
@@ -170,12 +174,23 @@ impl Job<'_> {
         fitter?.fit(&sizes)
     }
 
+    /// Fails if sensitivities take all sequences and error feedback has none to learn from.
+    fn enough_sequences(&self, count: usize) -> Result<()> {
+        if self.feedback == Learn::Nothing || count > PROBE_SEQUENCES {
+            return Ok(());
+        }
+        let expected = format!("over {PROBE_SEQUENCES}: sensitivities take the first of them");
+        Err(Error::mismatch("sequences of the feedback text", expected, count))
+    }
+
     fn measure<B: Backend + Clone>(
         &self,
         plan: &Plan,
         model: &Model<B>,
         text: &[Vec<u32>],
     ) -> Result<Sensitivities> {
+        // A text of the user's may be short.
+        self.enough_sequences(text.len())?;
         let matrices = plan.items.iter().filter(|item| item.role != Role::Keep);
         let bar = progress_bar(matrices.map(Item::elements).sum(), self.talks());
         let progress = |name: &str, weights: usize| {
@@ -185,10 +200,6 @@ impl Job<'_> {
         let (probe, rest) = text.split_at(text.len().min(PROBE_SEQUENCES));
         let mut inputs = match self.feedback {
             Learn::Nothing => None,
-            _ if rest.is_empty() => {
-                let expected = format!("over {PROBE_SEQUENCES}: sensitivities take the first of them");
-                return Err(Error::mismatch("sequences of the feedback text", expected, text.len()));
-            }
             _ => Some(Activations::new(model, &rest[..rest.len().min(2 * PROBE_SEQUENCES)], self.stop)?),
         };
         let inputs = inputs.as_mut().map(|inputs| inputs as &mut dyn Inputs);

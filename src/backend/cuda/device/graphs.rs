@@ -150,9 +150,9 @@ fn launch(device: &Device, function: &CudaFunction, kernel: &Kernel) -> Result<(
         attrs: &raw mut attribute,
         numAttrs: u32::from(kernel.resident || device.capabilities.arch >= 90),
     };
-    // SAFETY: the function is loaded (the device keeps it), its parameters are of the sizes and in
-    // the order of `args` (tests/conformance runs every kernel), and the memory that they name is alive: the operations
-    // borrow it until this is enqueued, scratch memory lives as long as the device, and memory is freed in stream order.
+    // SAFETY: the function is loaded (the device keeps it), its parameters are of the sizes and in the order of `args`
+    // (tests/conformance runs every kernel), and the memory that they name is alive: the operations borrow it until this is
+    // enqueued, scratch memory lives as long as the device, and memory is freed in stream order.
     unsafe {
         sys::cuLaunchKernelEx(
             &raw const config,

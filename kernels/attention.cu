@@ -60,7 +60,9 @@ attention_rows(const f32* qkv, const u16* k_cache, const u16* v_cache, const u32
     const u16 *keys = k_cache + cache_at, *values = v_cache + cache_at;
     const u32 count = before + min(r0 + TILE_Q, rows);  // positions that the row tile's last row sees
     const u32 nearest = before + r0 + warp * 16;        // position of the warp's first row
-    fetch(k_tile, keys, 0, count);
+    // The first tile that the row tile's first row sees.
+    const u32 start = first_seen(params.window, before + r0) / TILE_P * TILE_P;
+    fetch(k_tile, keys, start, count);
 
 #pragma unroll 4
     for (u32 i = threadIdx.x; i < TILE_Q * HEAD_DIM / 2; i += THREADS) {
@@ -71,7 +73,7 @@ attention_rows(const f32* qkv, const u16* k_cache, const u16* v_cache, const u32
     }
     f32 out[HEAD_DIM / 8][4] = {}, top[2] = {LOWEST, LOWEST}, sum[2] = {0.f, 0.f};
 #pragma unroll 1
-    for (u32 p0 = 0; p0 < count; p0 += TILE_P) {
+    for (u32 p0 = start; p0 < count; p0 += TILE_P) {
         const bool seen = p0 < nearest + 16; // whether one of the warp's rows sees the tile
         arrived();
         fetch(v_tile, values, p0, count);
@@ -93,12 +95,15 @@ attention_rows(const f32* qkv, const u16* k_cache, const u16* v_cache, const u32
         arrived();
         if (p0 + TILE_P < count) fetch(k_tile, keys, p0 + TILE_P, count);
         if (!seen) continue;
-        if (p0 + TILE_P > nearest + 1) { // some of the tile is in the future of some of the warp's rows
+        // Some of the tile is in the future of some of the warp's rows, or before their windows. A row that sees nothing of
+        // its first tile has sums of no meaning, which its first position that it sees multiplies by 0.
+        if (p0 + TILE_P > nearest + 1 || p0 < first_seen(params.window, nearest + 15)) {
 #pragma unroll
             for (u32 n = 0; n < TILE_P / 8; n++) {
 #pragma unroll
                 for (u32 i = 0; i < 4; i++) {
-                    if (p0 + n * 8 + 2 * t + i % 2 > nearest + g + i / 2 * 8) score[n][i] = LOWEST;
+                    const u32 position = p0 + n * 8 + 2 * t + i % 2, row = nearest + g + i / 2 * 8;
+                    if (position > row || position < first_seen(params.window, row)) score[n][i] = LOWEST;
                 }
             }
         }

@@ -12,6 +12,11 @@ constexpr int LANES = PARTS <= 1 ? 1 : PARTS <= 2 ? 2 : PARTS <= 4 ? 4 : PARTS <
 constexpr u32 DIM = LANES <= 8 ? 64 : LANES * EACH; // elements of a head in shared memory, zero-padded
 constexpr f32 LOG2E = 1.4426950408889634f, LOWEST = -1e30f;
 
+// The first position that a row at `position` sees, of a window of so many positions; 0: no window.
+__device__ __forceinline__ u32 first_seen(u32 window, u32 position) {
+    return window && position >= window ? position + 1 - window : 0;
+}
+
 // EACH elements of a key or value in the cache's type.
 struct Raw {
 #ifdef CACHE_F16

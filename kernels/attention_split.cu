@@ -23,9 +23,10 @@ attention_split(const f32* qkv, const Cache* k_cache, const Cache* v_cache, cons
     Block& block = *reinterpret_cast<Block*>(phase_shared());
     release_next();
     wait_inputs();
-    const u32 r = blockIdx.y, slot = rows[r * 2], count = rows[r * 2 + 1] + 1;
+    const u32 r = blockIdx.y, slot = rows[r * 2], position = rows[r * 2 + 1], count = position + 1;
     const u32 head = blockIdx.x * GROUP, kv = head / (params.heads / params.kv_heads);
-    const u32 each = split_of(count), begin = blockIdx.z * each, end = min(begin + each, count);
+    const u32 seen = first_seen(params.window, position), each = split_of(count - seen);
+    const u32 begin = seen + blockIdx.z * each, end = min(begin + each, count);
     if (begin >= count) return;
     const u64 cache_at = cache_row(params, slot, kv, 0, HEAD_DIM);
     const KvSplit split = {k_cache + cache_at, v_cache + cache_at, begin, end, end, nullptr, nullptr};
@@ -60,7 +61,8 @@ KERNEL attention_combine(const f32* qkv, const f32* partial, const f32* sums, co
     const u32 size = params.heads * HEAD_DIM, unit = params.rotate ? params.rotate : UNIT;
     const u32 first = blockIdx.x * unit, end = min(first + unit, size);
     if (r >= params.rows) return packed.store_all(r, first, end - first, [](u32) { return 0.f; });
-    const u32 count = rows[r * 2 + 1] + 1, each = split_of(count), used = (count + each - 1) / each;
+    const u32 position = rows[r * 2 + 1], count = position + 1 - first_seen(params.window, position);
+    const u32 each = split_of(count), used = (count + each - 1) / each;
     const u32 head0 = first / HEAD_DIM, heads = (end - 1) / HEAD_DIM - head0 + 1;
     for (u32 h = warp; h < heads; h += blockDim.x >> 5) {
         const f32* at = sums + ((u64)r * params.heads + head0 + h) * SPLITS * 2;

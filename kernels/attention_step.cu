@@ -52,6 +52,7 @@ struct Head {
             elements[i][1] = elements[i][0] + (turned ? half : DIM / 2 - half);
             const f32 frequency = call.inv_freq[turned ? j : 0];
             sine_cosine(turned ? (f32)row_position * frequency : 0.f, sines[i], cosines[i]);
+            if (turned) sines[i] *= params.amplitude, cosines[i] *= params.amplitude;
             weights[i][0] = weights[i][1] = 1.f;
         }
         if (!normed) return;
@@ -64,7 +65,8 @@ struct Head {
     // Normalises and rotates the head (RoPE), and writes key and value to the cache at `cache_at` if `writes`.
     __device__ __forceinline__ void prepare(Block& block, const Call& call, u64 cache_at, bool writes) const {
         if (task >= count + 2) return;
-        f32 v[PAIRS][2], squares = 0.f, scale = query ? call.score_scale * LOG2E : 1.f;
+        f32 v[PAIRS][2], squares = 0.f;
+        f32 scale = query ? call.score_scale * LOG2E * query_scale(call.params, row_position) : 1.f;
 #pragma unroll
         for (u32 i = 0; i < PAIRS * 2; i++) {
             const u32 e = elements[i / 2][i % 2];
@@ -120,16 +122,16 @@ KERNEL attention_step(const Call& call) {
     Block& block = *reinterpret_cast<Block*>(phase_shared());
     const RopeCacheParams& params = call.params;
     const u32 count = call.count, kv = blockIdx.y, group = kv * gridDim.x + blockIdx.x, head = group * count;
-    const u32 positions = row_position + 1;
-    const u32 each = gridDim.z == 1 ? positions : max((positions + SPLITS - 1) / SPLITS, LEAST);
-    const u32 begin = min(blockIdx.z * each, positions), end = min(begin + each, positions);
+    const u32 positions = row_position + 1, first = first_seen(call.window, row_position), seen = positions - first;
+    const u32 each = gridDim.z == 1 ? seen : max((seen + SPLITS - 1) / SPLITS, LEAST);
+    const u32 begin = min(first + blockIdx.z * each, positions), end = min(begin + each, positions);
     const u64 cache_at = cache_row(params, row_slot, kv, 0, HEAD_DIM);
     const KvSplit split = {(const Cache*)call.k_cache + cache_at, (const Cache*)call.v_cache + cache_at, begin, min(end, row_position), end,
                              block.own[0], block.own[1]};
     Share<WARPS> share;
     share.start(split);
     const Head mine(call, head, kv);
-    const u32 splits = gridDim.z == 1 ? 1 : (positions + each - 1) / each;
+    const u32 splits = gridDim.z == 1 ? 1 : (seen + each - 1) / each;
     wait_inputs();
     if (begin >= end) return;
     mine.prepare(block, call, cache_at + (u64)row_position * HEAD_DIM, blockIdx.x == 0 && blockIdx.z == 0);

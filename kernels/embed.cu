@@ -1,9 +1,9 @@
-// y[r] = table[tokens[r]], rotated back where the table is stored rotated. Grid: (rows).
+// y[r] = scale * table[tokens[r]], rotated back where the table is stored rotated. Grid: (rows).
 // Bound: latency.
 
-__device__ __forceinline__ void store_row(f32* row, f32* y, u32 dim, u32 rotate) {
+__device__ __forceinline__ void store_row(f32* row, f32* y, u32 dim, f32 scale, u32 rotate) {
     if (rotate) rotate_shared<true>(row, 0, dim, rotate);
-    for (u32 i = threadIdx.x; i < dim; i += blockDim.x) y[i] = row[padded(i)];
+    for (u32 i = threadIdx.x; i < dim; i += blockDim.x) y[i] = scale * row[padded(i)];
 }
 
 #ifdef PQ_D
@@ -20,7 +20,7 @@ KERNEL embed_pq(const u32* tokens, const u32* codes, const u16* codebook, const 
         const u64 entry = (((u64)(j / group) << BITS) + code) * (ENTRY_WORDS * 2);
         row[padded(i)] = scale * from_f16(codebook[entry + i % D]);
     }
-    store_row(row, y + (u64)blockIdx.x * params.dim, params.dim, rotate);
+    store_row(row, y + (u64)blockIdx.x * params.dim, params.dim, params.scale, rotate);
 }
 #else
 KERNEL embed(const u32* tokens, const void* table, f32* y, u32 dtype, EmbedParams params) {
@@ -33,6 +33,6 @@ KERNEL embed(const u32* tokens, const void* table, f32* y, u32 dtype, EmbedParam
                  : dtype == F16 ? from_f16(static_cast<const u16*>(table)[first + i])
                                  : from_bf16(static_cast<const u16*>(table)[first + i]);
     }
-    store_row(row, y + (u64)blockIdx.x * params.dim, params.dim, 0);
+    store_row(row, y + (u64)blockIdx.x * params.dim, params.dim, params.scale, 0);
 }
 #endif

@@ -22,11 +22,15 @@ __device__ __forceinline__ void run_block(const Phase& phase) {
     switch (phase.head.kind) {
     case PHASE_RMS_NORM: {
         const RmsNormCall& call = *static_cast<const RmsNormCall*>(arguments);
-        return rms_norm::rms_norm(call.x, call.weight, call.y, call.params);
+        return rms_norm::rms_norm(call.x, call.weight, call.residual, call.y, call.params);
     }
-    case PHASE_SWIGLU: {
-        const SwiGluCall& call = *static_cast<const SwiGluCall*>(arguments);
-        return swiglu::swiglu(call.x, call.y, call.params);
+    case PHASE_QK_NORM: {
+        const QkNormCall& call = *static_cast<const QkNormCall*>(arguments);
+        return qk_norm::qk_norm(call.qkv, call.q_norm, call.k_norm, call.params);
+    }
+    case PHASE_GLU: {
+        const GluCall& call = *static_cast<const GluCall*>(arguments);
+        return glu::glu(call.x, call.y, call.params);
     }
     case PHASE_ROTATE: {
         const RotateCall& call = *static_cast<const RotateCall*>(arguments);

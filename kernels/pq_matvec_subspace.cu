@@ -8,7 +8,7 @@
 // look up 32 subspaces, whose entries lie in 32 banks (slot_of). Several matrices that share x are one launch. Each block
 // writes the sums over its columns to `partial`, and pq_sum_parts adds them up: no atomics, no memset, deterministic. Each
 // lane loads DEPTH tiles of codes and a part of the table before wait_inputs().
-// Bound: memory latency. H200, the four matrices of a llama3-8b layer at 2-256: 58.3 us with norms and SwiGLU, of which 40.4
+// Bound: memory latency. H200, the four matrices of a llama3-8b layer at 2-256: 58.3 us with norms and GLU, of which 40.4
 // are not adding up. Versions: docs/log/cuda-decode.md.
 
 constexpr u32 MATRICES = SUBSPACE_MATRICES;
@@ -357,10 +357,11 @@ KERNEL pq_tables(const u32* codebooks, u32* tables, u32 subspaces) {
 #else
 
 // Adds the column sums up to y: scales, bias, residual. A block takes a range of (token, row), one or several warps 32 of
-// them at a time. With one row of x and `gated` not null, `gated` gets silu(gate) * up of y's two halves.
+// them at a time. With one row of x and `gated` not null, `gated` gets f(gate) * up of y's two halves, with SiLU
+// or GELU as f.
 KERNEL BOUNDS(512, 2)
 pq_sum_parts(const __grid_constant__ SubspaceRows stack, const f32* bias, f32* y, const f32* partial, u32 parts,
-             const __grid_constant__ LinearParams params, f32* gated) {
+             const __grid_constant__ LinearParams params, f32* gated, u32 gelu) {
     constexpr u32 WARPS = 16;
     __shared__ f32 shared[WARPS * 32];
     const u32 out = stack.rows_end[MATRICES - 1], all = out * params.rows, halves = gated ? 2 : 1;
@@ -406,7 +407,7 @@ pq_sum_parts(const __grid_constant__ SubspaceRows stack, const f32* bias, f32* y
             if (!mine) continue;
             sum = to.before + sum * to.scale;
             *to.at = sum;
-            if (half) gated[i] = silu(value) * sum;
+            if (half) gated[i] = activation(value, gelu) * sum;
             value = sum;
         }
     }

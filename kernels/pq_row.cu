@@ -12,7 +12,7 @@
 // codes, table and the norm's weights do not depend on the previous phase and are loaded before the grid barrier. The warps'
 // sums meet in shared memory: no atomics, no memset, deterministic.
 //
-// Sums. Scaled and added to a residual; or silu(gate) * up, where a block takes each gate row tile with its up row tile.
+// Sums. Scaled and added to a residual; or f(gate) * up, with SiLU or GELU as f, where a block takes each gate row tile with its up row tile.
 //
 // Bound: memory and table lookups at once. Loads alone take 58 clocks a KB of codes and multiprocessor, lookups and mma 42;
 // here 57, because the first 64 KB are in L2 by then. H200, llama3-8b at 2-256: 537 tok/s. Versions:
@@ -72,6 +72,54 @@ __device__ __forceinline__ void store_pairs(u32* to, const f32* e, f32 scale) {
 // A barrier of all warps, which may reach it at different places in the code.
 __device__ __forceinline__ void meet() { asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
+// The sum of what each warp has stored.
+__device__ __forceinline__ f32 total_of(const f32 (&parts)[WARPS]) {
+    f32 total = 0.f;
+#pragma unroll
+    for (u32 k = 0; k < WARPS; k += 4) {
+        const float4 four = *reinterpret_cast<const float4*>(parts + k);
+        total += four.x + four.y + (four.z + four.w);
+    }
+    return total;
+}
+
+#ifdef PQ_ADDED_NORM
+// Makes of a warp's span e of `added`, all of which the block's warps have among them, the sum of `residual` and its norm,
+// and writes it to x. All threads must call it.
+__device__ __forceinline__ void add_norm(f32 (&e)[SPAN_EACH], const Call& call, u32 first) {
+    __shared__ __align__(16) f32 squares[WARPS];
+    const u32 lane = threadIdx.x & 31, in = call.cols;
+    f32 sum = 0.f;
+#pragma unroll
+    for (u32 k = 0; k < SPAN_EACH; k++) sum += e[k] * e[k];
+    sum = warp_sum(sum);
+    if (lane == 0) squares[threadIdx.x >> 5] = sum;
+    meet();
+    const f32 scale = rsqrtf(total_of(squares) / in + call.added_eps);
+    // A quarter at a time: with more loads in flight registers spill.
+    constexpr u32 AT_ONCE = SPAN_EACH / 4;
+#pragma unroll
+    for (u32 k0 = 0; k0 < SPAN_EACH; k0 += AT_ONCE) {
+        f32 w[AT_ONCE], before[AT_ONCE];
+#pragma unroll
+        for (u32 k = 0; k < AT_ONCE; k++) {
+            const u32 i = min(first + 32 * (k0 + k) + lane, in - 1);
+            w[k] = call.added_weight[i] + call.added_offset, before[k] = call.residual[i];
+        }
+#pragma unroll
+        for (u32 k = 0; k < AT_ONCE; k++) {
+            e[k0 + k] = first + 32 * (k0 + k) + lane < in ? before[k] + e[k0 + k] * w[k] * scale : 0.f;
+        }
+        __syncwarp();
+    }
+    if (first / SPAN % real_grid() != real_block()) return;
+#pragma unroll
+    for (u32 k = 0; k < SPAN_EACH; k++) {
+        if (first + 32 * k + lane < in) call.x[first + 32 * k + lane] = e[k];
+    }
+}
+#endif
+
 // Stages columns `begin` to `end` of x (whole tiles; `begin` a multiple of SPAN), normalised and rotated as the call says.
 // D is 1, 2, 4 or 8.
 __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32 begin, u32 end) {
@@ -82,7 +130,12 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
     u32 first = begin + warp * SPAN;
     f32 scale = rotate ? rsqrtf((f32)rotate) : 1.f, e[SPAN_EACH], w[SPAN_EACH]; // w: the norm's weights, or the next span
     u32 signs = 0;
+#ifdef PQ_ADDED_NORM
+    load_span(e, call.added_weight ? call.added : call.x, first, in);
+    if (call.added_weight) add_norm(e, call, first);
+#else
     load_span(e, call.x, first, in);
+#endif
     load_span(w, norm ? call.weight : call.x, norm ? first : first + ROUND, in);
     if (norm && rotate) signs = signs_of(first);
     if (norm) {
@@ -112,13 +165,7 @@ __device__ __forceinline__ void stage_prepared(u32* stage, const Call& call, u32
         hadamard_span(e, reinterpret_cast<f32*>(stage + (first - begin) / SPAN * SPAN_WORDS), rotate);
         if (!summed) {
             meet();
-            f32 total = 0.f;
-#pragma unroll
-            for (u32 k = 0; k < WARPS; k += 4) {
-                const float4 four = *reinterpret_cast<const float4*>(squares + k);
-                total += four.x + four.y + (four.z + four.w);
-            }
-            scale *= rsqrtf(total / in + call.eps);
+            scale *= rsqrtf(total_of(squares) / in + call.eps);
             summed = true;
         }
         const u32 n = (first - begin + lane * SPAN_EACH) / 8;
@@ -277,7 +324,7 @@ KERNEL pq_row(const Call& call) {
                     sums[k] = to.before[k] + sum_of_warps(partial + to.row + k * TILE_ROWS) * to.scale[k];
                 }
                 if (!to.y) continue;
-                f32 v = paired ? silu(sums[0]) * sums[1] : sums[0];
+                f32 v = paired ? activation(sums[0], call.gelu) * sums[1] : sums[0];
                 if (call.with_signs) v *= rotation_sign(to.n);
                 *to.y = v;
             }

@@ -165,6 +165,11 @@ __device__ __forceinline__ void sine_cosine(f32 x, f32& sine, f32& cosine) {
 __device__ __forceinline__ f32 sigmoid(f32 x) { return 1.f / (1.f + __expf(-x)); }
 __device__ __forceinline__ f32 silu(f32 x) { return x * sigmoid(x); }
 
+// GELU as approximated by tanh, of which (1 + tanh(u)) / 2 is sigmoid(2 u), or SiLU.
+__device__ __forceinline__ f32 activation(f32 x, u32 gelu) {
+    return x * sigmoid(gelu ? 1.5957691216f * (x + 0.044715f * x * x * x) : x);
+}
+
 // The rotation's sign of element i: one bit of Murmur3's 32-bit finaliser, the same as pq::rotate::sign.
 __device__ __forceinline__ f32 rotation_sign(u32 i) {
     u32 h = i ^ 0x9e3779b9u;
@@ -344,6 +349,11 @@ __device__ __forceinline__ f32 from_cache(Cache v) { return v; }
 // rope_cache or attention.
 template <class Params> __device__ __forceinline__ u64 cache_row(const Params& params, u32 slot, u32 kv, u32 position, u32 dim) {
     return (((u64)slot * params.kv_heads + kv) * params.context + position) * dim;
+}
+
+// What queries at a position are multiplied by.
+__device__ __forceinline__ f32 query_scale(const RopeCacheParams& params, u32 position) {
+    return params.query_beta ? 1.f + params.query_beta * logf(1.f + floorf(position / params.query_context)) : 1.f;
 }
 
 // Stores a linear layer's result: adds the bias and, if params.accumulate, the value that is there already.

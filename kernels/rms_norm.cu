@@ -1,9 +1,9 @@
-// y = (weight + weight_offset) * x / sqrt(mean(x^2) + eps) per row, rotated. Grid: (rows, parts of a row). A block reads the
+// y = (residual +) (weight + weight_offset) * x / sqrt(mean(x^2) + eps) per row, rotated where nothing is added. Grid: (rows, parts of a row). A block reads the
 // whole row for the sum and computes its part, of whole rotation blocks, in shared memory. A few rows become many small
 // blocks, one of which fits beside a block of pq_rows.cu or pq_matvec.cu: they start on all multiprocessors at once and wait
 // for those kernels to end. Blocks of whole rows would gather on the first free ones.
 // Bound: latency. H200, one row of 4,096: 2.8 us. Versions: docs/log/cuda-batch.md.
-KERNEL BOUNDS(1024) rms_norm(const f32* x, const f32* weight, f32* y, RmsNormParams params,
+KERNEL BOUNDS(1024) rms_norm(const f32* x, const f32* weight, const f32* residual, f32* y, RmsNormParams params,
                               Packed packed = {}) {
     f32* part = reinterpret_cast<f32*>(phase_shared()); // element first + i of the row at padded(i)
     constexpr u32 AT_ONCE = 4;
@@ -33,14 +33,17 @@ KERNEL BOUNDS(1024) rms_norm(const f32* x, const f32* weight, f32* y, RmsNormPar
     }
     const f32 scale = rsqrtf(block_sum(sum) / params.dim + params.eps);
     if (params.rotate) rotate_shared<false>(part, first, count, params.rotate);
-    for (u32 i = threadIdx.x; i < count; i += blockDim.x) out[i] = part[padded(i)] * scale;
+    const f32* before = residual ? residual + (u64)blockIdx.x * params.dim + first : nullptr;
+    auto sum_at = [&](u32 i) { return before ? before[i] + part[padded(i)] * scale : part[padded(i)] * scale; };
+    for (u32 i = threadIdx.x; i < count; i += blockDim.x) out[i] = sum_at(i);
     if (!packed.at) return;
     if (!params.rotate) __syncthreads();
-    packed.store_all(blockIdx.x, first, count, [&](u32 i) { return part[padded(i)] * scale; });
+    packed.store_all(blockIdx.x, first, count, sum_at);
 }
 
 // The same for many rows. Grid: (rows); a warp holds a span of the row in registers. H200, 512 rows of 4,096: 8.1 us.
-KERNEL BOUNDS(512) rms_norm_rows(const f32* x, const f32* weight, f32* y, RmsNormParams params, Packed packed = {}) {
+KERNEL BOUNDS(512) rms_norm_rows(const f32* x, const f32* weight, const f32* residual, f32* y, RmsNormParams params,
+                                  Packed packed = {}) {
     const u32 warp = threadIdx.x / 32, onward = blockDim.x / 32 * SPAN, row = blockIdx.x;
     f32* stage = reinterpret_cast<f32*>(phase_shared()) + warp * SPAN_STAGE;
     release_next();
@@ -66,6 +69,12 @@ KERNEL BOUNDS(512) rms_norm_rows(const f32* x, const f32* weight, f32* y, RmsNor
             if (first >= onward) load_span(e, in, first, params.dim);
 #pragma unroll
             for (u32 k = 0; k < SPAN_EACH; k++) e[k] *= (w[k] + params.weight_offset) * scale;
+            if (residual) {
+                f32 before[SPAN_EACH];
+                load_span(before, residual + (u64)row * params.dim, first, params.dim);
+#pragma unroll
+                for (u32 k = 0; k < SPAN_EACH; k++) e[k] += before[k];
+            }
             rotate_span(e, stage, first, params.rotate);
             store_span(y + (u64)row * params.dim, e, stage, first, params.dim);
         }

@@ -36,8 +36,9 @@ KERNEL rope_cache(f32* qkv, const f32* q_norm, const f32* k_norm, const f32* inv
     }
     auto at = [&](u32 i) { return norm ? (norm[i] + params.weight_offset) * (stage[i] * scale) : stage[i]; };
     const u64 cached = cache_row(params, slot, kv, position, dim);
+    const f32 grown = query_scale(params, position);
     auto put = [&](u32 i, f32 v) {
-        if (query) x[i] = v;
+        if (query) x[i] = v * grown;
         else static_cast<Cache*>(key ? k_cache : v_cache)[cached + i] = to_cache(v);
     };
     const u32 turned = query || key ? params.rotary_dim : 0, half = turned / 2;
@@ -47,6 +48,7 @@ KERNEL rope_cache(f32* qkv, const f32* q_norm, const f32* k_norm, const f32* inv
         if (i < turned) {
             f32 sine, cosine;
             sine_cosine((f32)position * inv_freq[i % half], sine, cosine);
+            sine *= params.amplitude, cosine *= params.amplitude;
             v = i < half ? v * cosine - at(i + half) * sine : v * cosine + at(i - half) * sine;
         }
         put(i, v);

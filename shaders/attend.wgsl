@@ -75,6 +75,7 @@ fn attend(ids: Ids, group: vec3<u32>, row: u32, slot: u32, position: u32) {
     let piece = ids.local % PIECES;
     let split = ids.local / PIECES;
     let splits = WORKGROUP / PIECES;
+    let first_seen = select(0u, position + 1u - params.window, params.window != 0u && position >= params.window);
 
     for (var done = 0u; done < HEADS;) {
         let kv = (first + done) / per_kv;
@@ -84,7 +85,7 @@ fn attend(ids: Ids, group: vec3<u32>, row: u32, slot: u32, position: u32) {
         var highest = vec4<f32>(LOWEST);
         var sum4 = vec4<f32>();
         var out = Heads();
-        for (var start = 0u; start <= position; start += TILE) {
+        for (var start = first_seen; start <= position; start += TILE) {
             let count = min(TILE, position + 1u - start);
             // An invocation's two positions: one in each half of the tile. Past the last one, that key is read again.
             let i = ids.local / LANES;

@@ -1,4 +1,4 @@
-// y[r] = table[tokens[r]]. Workgroup: MAX_BLOCK elements (x) of row y; rows whose token is in another slice are left
+// y[r] = scale * table[tokens[r]]. Workgroup: MAX_BLOCK elements (x) of row y; rows whose token is in another slice are left
 // alone. Bound by latency: a row is a few KB.
 
 // 0: f32, 1: f16, 2: bf16, 3: product-quantized.
@@ -42,7 +42,7 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     for (var i = ids.local; i < count; i += WORKGROUP) {
         block[i] = element(token - weight.first, first + i);
     }
-    let scale = rotate_block(ids.local, count, weight.rotate);
+    let scale = params.scale * rotate_block(ids.local, count, weight.rotate);
     for (var i = ids.local; i < count; i += WORKGROUP) {
         y[group.y * params.dim + first + i] = scale * block[i] * select(1.0, sign_of(first + i), rotated);
     }

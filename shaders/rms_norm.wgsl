@@ -1,10 +1,13 @@
-// y = R((weight + weight_offset) * x / sqrt(mean(x^2) + eps)). Workgroup: block x of row y; each sums the whole row
+// y = (residual +) R((weight + weight_offset) * x / sqrt(mean(x^2) + eps)). Workgroup: block x of row y; each sums the whole row
 // itself, so that the blocks of a lone row are rotated side by side. Bound by latency: a row is a few KB.
+
+override HAS_RESIDUAL: bool;
 
 @group(0) @binding(0) var<uniform> params: RmsNormParams;
 @group(0) @binding(1) var<storage, read> x: array<f32>; // [rows, dim]
 @group(0) @binding(2) var<storage, read> weight: array<f32>; // [dim]
-@group(0) @binding(3) var<storage, read_write> y: array<f32>; // [rows, dim]
+@group(0) @binding(3) var<storage, read> residual: array<f32>; // [rows, dim]
+@group(0) @binding(4) var<storage, read_write> y: array<f32>; // [rows, dim]
 
 @compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
@@ -30,6 +33,10 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     }
     let scale = rotate_block(ids.local, count, params.rotate);
     for (var i = ids.local; i < count; i += WORKGROUP) {
-        y[row + first + i] = scale * block[i];
+        var v = scale * block[i];
+        if (HAS_RESIDUAL) {
+            v += residual[row + first + i];
+        }
+        y[row + first + i] = v;
     }
 }

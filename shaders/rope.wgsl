@@ -23,6 +23,14 @@ fn sin_cos(angle: f32) -> vec2<f32> {
     return swapped * vec2<f32>(select(1.0, -1.0, quadrant >= 2), select(1.0, -1.0, quadrant == 1 || quadrant == 2));
 }
 
+// What queries at a position are multiplied by.
+fn query_scale(position: u32) -> f32 {
+    if (rope.query_beta == 0.0) {
+        return 1.0;
+    }
+    return 1.0 + rope.query_beta * log(1.0 + floor(f32(position) / rope.query_context));
+}
+
 // Normalises the `count` heads in `head`, from number `keys` on with the keys' norm, and applies rotary embedding.
 fn norm_and_rope(local: u32, count: u32, keys: u32, position: u32) {
     let dim = rope.head_dim;
@@ -54,7 +62,7 @@ fn norm_and_rope(local: u32, count: u32, keys: u32, position: u32) {
     let half = rope.rotary_dim / 2u;
     for (var p = local; p < count * half; p += WORKGROUP) {
         let i = p / half * dim + p % half;
-        let t = sin_cos(f32(position) * inv_freq[p % half]);
+        let t = rope.amplitude * sin_cos(f32(position) * inv_freq[p % half]);
         let a = head[i];
         let b = head[i + half];
         head[i] = a * t.y - b * t.x;

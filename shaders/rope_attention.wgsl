@@ -25,6 +25,7 @@ fn load_queries(ids: Ids, row: u32, position: u32, first: u32, heads: u32, kv: u
         head[i] = qkv[at + start + i % HEAD_DIM];
     }
     norm_and_rope(ids.local, heads + 1u, heads, position);
+    let scale = params.scale * query_scale(position);
     let writes = first == kv * (params.heads / params.kv_heads);
     let cached = cache_at(CacheShape(params.kv_heads, params.context, PIECES), rows[row].x, kv, position);
     for (var e = ids.local; e < PIECES; e += WORKGROUP) {
@@ -33,7 +34,7 @@ fn load_queries(ids: Ids, row: u32, position: u32, first: u32, heads: u32, kv: u
         var v = Piece();
         for (var j = 0u; j < PIECE; j++) {
             for (var h = 0u; h < heads; h++) {
-                set_head(&q, j, h, params.scale * head[h * HEAD_DIM + e * PIECE + j]);
+                set_head(&q, j, h, scale * head[h * HEAD_DIM + e * PIECE + j]);
             }
             set_element(&k, j, head[heads * HEAD_DIM + e * PIECE + j]);
             set_element(&v, j, qkv[at + rope.v_offset + kv * HEAD_DIM + e * PIECE + j]);

@@ -30,11 +30,12 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
         head[i] = qkv[at + i];
     }
     norm_and_rope(ids.local, 1u, select(1u, 0u, is_key), position);
+    let grown = query_scale(position);
     for (var i = ids.local; i < rope.head_dim; i += WORKGROUP) {
         if (is_key) {
             k_cache[cached + i] = head[i];
         } else {
-            qkv[at + i] = head[i];
+            qkv[at + i] = grown * head[i];
         }
     }
 }

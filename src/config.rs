@@ -1,132 +1,62 @@
 //! [`ModelConfig`]: what a model's config.json says, parsed once and checked once.
 //!
-//! Key names, layouts and defaults follow transformers 5.23: both RoPE layouts (`rope_parameters`, or `rope_theta`
-//! with `rope_scaling`), and the nested `text_config` of multimodal checkpoints.
+//! Key names, layouts and defaults follow transformers 5.24: both RoPE layouts (`rope_parameters`, or `rope_theta`
+//! with `rope_scaling`), and the nested `text_config` of multimodal checkpoints. What a family makes of the keys is data
+//! ([`crate::family`]).
 
 mod keys;
+mod layers;
+mod rope;
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
-
 use self::keys::Keys;
+pub use self::layers::{DeltaNet, Layer, Mixer};
+use self::rope::RopeKeys;
+pub use self::rope::{Rope, Scaling};
+use crate::family::{Bias, FAMILIES, Family, Rotary, UNSUPPORTED, family};
 use crate::{Error, Result};
 
-/// A model family, each described as data in [`crate::model::arch`].
+/// Which linear layers of a block have a bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// Llama 3, 3.1, 3.2.
-    Llama,
-    Qwen3,
-    /// Qwen3.5 dense: gated delta net and gated attention.
-    Qwen35,
+pub struct Biases {
+    pub qkv: bool,
+    /// The mixer's output projection.
+    pub out: bool,
+    pub mlp: bool,
 }
 
-/// The families by the `model_type` of config.json.
-pub const FAMILIES: [(&str, Family); 4] = [
-    ("llama", Family::Llama),
-    ("qwen3", Family::Qwen3),
-    ("qwen3_5", Family::Qwen35),
-    ("qwen3_5_text", Family::Qwen35),
-];
-
-/// What mixes tokens in a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mixer {
-    Attention,
-    /// Gated delta net.
-    DeltaNet,
-}
-
-/// The frequency scaling of Llama 3.1 and later.
+/// Queries at position p are multiplied by `1 + beta ln(1 + floor(p / context))`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopeScaling {
-    pub factor: f64,
-    pub low_freq_factor: f64,
-    pub high_freq_factor: f64,
-    pub original_context: f64,
-}
-
-/// Rotary position embedding.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rope {
-    pub theta: f64,
-    /// Leading elements of a head that are turned; even.
-    pub rotary_dim: usize,
-    pub scaling: Option<RopeScaling>,
-}
-
-impl Rope {
-    /// Radians per position of each pair, `[rotary_dim / 2]`: `theta^(-2i / rotary_dim)`, with Llama 3.1's
-    /// wavelength-dependent scaling.
-    pub fn inv_freq(&self) -> Vec<f32> {
-        (0..self.rotary_dim / 2)
-            .map(|i| {
-                let freq = self.theta.powf(-2.0 * i as f64 / self.rotary_dim as f64);
-                self.scaling.map_or(freq, |scaling| scaling.apply(freq)) as f32
-            })
-            .collect()
-    }
-}
-
-impl RopeScaling {
-    fn apply(&self, freq: f64) -> f64 {
-        let wavelength = 2.0 * std::f64::consts::PI / freq;
-        let turns = self.original_context / wavelength;
-        let smooth = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor);
-        if turns > self.high_freq_factor {
-            freq
-        } else if turns < self.low_freq_factor {
-            freq / self.factor
-        } else {
-            (1.0 - smooth) * freq / self.factor + smooth * freq
-        }
-    }
-}
-
-/// Sizes of a gated delta net layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeltaNet {
-    pub key_heads: usize,
-    pub value_heads: usize,
-    pub key_dim: usize,
-    pub value_dim: usize,
-    /// Taps of the convolution.
-    pub conv_kernel: usize,
-}
-
-impl DeltaNet {
-    /// Channels of the convolution: q, k and v.
-    pub fn channels(&self) -> usize {
-        2 * self.key_heads * self.key_dim + self.values()
-    }
-
-    /// Elements of all value heads.
-    pub fn values(&self) -> usize {
-        self.value_heads * self.value_dim
-    }
+pub struct QueryScaling {
+    pub beta: f32,
+    pub context: f32,
 }
 
 /// A model's sizes and constants.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    pub family: Family,
+    pub family: &'static Family,
     pub vocab: usize,
     pub hidden: usize,
     pub intermediate: usize,
-    /// One entry for each layer.
-    pub layers: Vec<Mixer>,
+    pub layers: Vec<Layer>,
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
     pub norm_eps: f32,
-    pub rope: Rope,
+    /// Multiplies the scores of attention.
+    pub score_scale: f32,
+    /// Multiplies the embeddings.
+    pub embed_scale: f32,
+    /// The rotary embeddings that [`Layer::rope`] counts; at least one.
+    pub ropes: Vec<Rope>,
+    pub query_scaling: Option<QueryScaling>,
     /// Positions that the model was trained for.
     pub max_context: usize,
     /// Whether the embedding is the head as well; none where the configuration does not say.
     pub tied: Option<bool>,
-    pub attention_bias: bool,
-    pub mlp_bias: bool,
+    pub biases: Biases,
     /// Present where a layer is a delta net.
     pub delta_net: Option<DeltaNet>,
     pub bos: Option<u32>,
@@ -134,37 +64,26 @@ pub struct ModelConfig {
     pub eos: Vec<u32>,
 }
 
-const MAX_LAYERS: usize = 1024;
-
 impl ModelConfig {
     /// Parses config.json; generation_config.json has token ids as well, where it is given.
     pub fn parse(config: &str, generation_config: Option<&str>) -> Result<Self> {
         let root = Keys::parse("config.json", config)?;
         let text = root.object("text_config").unwrap_or_else(|| root.clone());
-        let family = family(&root, &text)?;
+        let family = family_of(&root, &text)?;
+        let text = text.or_defaults(family.defaults)?;
+        refuse_unknown(&text, family)?;
         let hidden = text.size("hidden_size")?;
         let heads = text.size("num_attention_heads")?;
         let kv_heads = text.size_or("num_key_value_heads", heads)?;
         if !heads.is_multiple_of(kv_heads) {
-            return Err(Error::mismatch(
-                "config.json: num_key_value_heads",
-                format!("a divisor of {heads} heads"),
-                kv_heads,
-            ));
+            return Err(text.mismatch("num_key_value_heads", format!("a divisor of {heads} heads")));
         }
         let head_dim = text.size_or("head_dim", (hidden / heads).max(1))?;
-        if let Some(act) = text.get("hidden_act").and_then(Value::as_str).filter(|act| *act != "silu") {
-            return Err(Error::mismatch("config.json: hidden_act", "silu", act));
-        }
-        if text.flag("use_sliding_window") {
-            return Err(Error::mismatch("config.json: use_sliding_window", false, true));
-        }
-        let layers = layers(&text, family)?;
-        let delta_net = layers.contains(&Mixer::DeltaNet).then(|| delta_net(&text)).transpose()?;
-        let max_context = text.size_or("max_position_embeddings", 2048)?;
-        let norm_eps = text.number("rms_norm_eps", 1e-6)?;
-        if !(norm_eps > 0.0 && norm_eps < 1.0) {
-            return Err(Error::mismatch("config.json: rms_norm_eps", "a number between 0 and 1", norm_eps));
+        let layers = layers::parse(&text, family)?;
+        let delta_net = layers.iter().any(|layer| layer.mixer == Mixer::DeltaNet);
+        let norm_eps = text.positive("rms_norm_eps")?;
+        if norm_eps >= 1.0 {
+            return Err(text.mismatch("rms_norm_eps", "a number between 0 and 1"));
         }
         let vocab = text.size("vocab_size")?;
         let generation = generation_config.map(|g| Keys::parse("generation_config.json", g)).transpose()?;
@@ -178,6 +97,15 @@ impl ModelConfig {
             ids.retain(|id| seen.insert(*id));
             Ok(ids)
         };
+        let has = |bias: Bias| match bias {
+            Bias::Never => false,
+            Bias::Always => true,
+            Bias::Key(key) => text.flag(key),
+        };
+        let query_scale = match text.get("query_pre_attn_scalar") {
+            Some(_) => text.positive("query_pre_attn_scalar")?,
+            None => head_dim as f64,
+        };
         Ok(Self {
             family,
             vocab,
@@ -188,124 +116,72 @@ impl ModelConfig {
             kv_heads,
             head_dim,
             norm_eps: norm_eps as f32,
-            rope: rope(&text, family, head_dim, max_context)?,
-            max_context,
-            tied: text
-                .get("tie_word_embeddings")
-                .or(root.get("tie_word_embeddings"))
-                .and_then(Value::as_bool),
-            attention_bias: text.flag("attention_bias"),
-            mlp_bias: text.flag("mlp_bias"),
-            delta_net,
+            score_scale: query_scale.sqrt().recip() as f32,
+            embed_scale: if family.scaled_embedding { (hidden as f32).sqrt() } else { 1.0 },
+            ropes: ropes(&text, family, head_dim)?,
+            query_scaling: family.position_scaling.then(|| query_scaling(&text, head_dim)).transpose()?,
+            max_context: text.size("max_position_embeddings")?,
+            tied: [&text, &root].iter().find_map(|keys| keys.get("tie_word_embeddings")?.as_bool()),
+            biases: Biases {
+                qkv: has(family.qkv_bias),
+                out: has(family.out_bias),
+                mlp: has(family.mlp_bias),
+            },
+            delta_net: delta_net.then(|| DeltaNet::parse(&text)).transpose()?,
             bos: token_ids("bos_token_id")?.first().copied(),
             eos: token_ids("eos_token_id")?,
         })
     }
 }
 
-fn family(root: &Keys<'_>, text: &Keys<'_>) -> Result<Family> {
-    let name =
-        text.get("model_type").or_else(|| root.get("model_type")).and_then(Value::as_str).unwrap_or("");
-    let known = FAMILIES.iter().find(|(model_type, _)| *model_type == name);
-    known.map(|(_, family)| *family).ok_or_else(|| {
-        let expected = FAMILIES.map(|(model_type, _)| model_type).join(", ");
-        Error::mismatch("config.json: model_type", format!("one of {expected}"), format!("{name:?}"))
+fn family_of(root: &Keys<'_>, text: &Keys<'_>) -> Result<&'static Family> {
+    let name = text.text("model_type").or_else(|| root.text("model_type")).unwrap_or("");
+    family(name).ok_or_else(|| match UNSUPPORTED.iter().find(|(model_type, _)| *model_type == name) {
+        Some((_, why)) => Error::invalid(format!("config.json: model_type {name:?}"), *why),
+        None => {
+            let known: Vec<&str> = FAMILIES.iter().flat_map(|family| family.model_types).copied().collect();
+            let expected = format!("one of {}", known.join(", "));
+            Error::mismatch("config.json: model_type", expected, format!("{name:?}"))
+        }
     })
 }
 
-fn layers(text: &Keys<'_>, family: Family) -> Result<Vec<Mixer>> {
-    let count = text.size("num_hidden_layers")?;
-    if count > MAX_LAYERS {
-        return Err(Error::mismatch(
-            "config.json: num_hidden_layers",
-            format!("at most {MAX_LAYERS}"),
-            count,
-        ));
+/// Fails where a key asks for mathematics that this family does not have here.
+fn refuse_unknown(text: &Keys<'_>, family: &Family) -> Result<()> {
+    let activation = family.activation.name();
+    for key in ["hidden_activation", "hidden_act"] {
+        match text.text(key) {
+            Some(found) if found == activation => break,
+            Some(_) => return Err(text.mismatch(key, activation)),
+            None => {}
+        }
     }
-    if family != Family::Qwen35 {
-        return Ok(vec![Mixer::Attention; count]);
+    if text.get("final_logit_softcapping").is_some() {
+        return Err(text.mismatch("final_logit_softcapping", "null"));
     }
-    let Some(types) = text.get("layer_types").and_then(Value::as_array) else {
-        let interval = text.size_or("full_attention_interval", 4)?;
-        return Ok((1..=count)
-            .map(|i| if i % interval == 0 { Mixer::Attention } else { Mixer::DeltaNet })
-            .collect());
-    };
-    if types.len() != count {
-        return Err(Error::mismatch("config.json: layer_types", format!("{count} entries"), types.len()));
+    if text.flag("use_bidirectional_attention") {
+        return Err(text.mismatch("use_bidirectional_attention", false));
     }
-    types
-        .iter()
-        .map(|kind| match kind.as_str() {
-            Some("linear_attention") => Ok(Mixer::DeltaNet),
-            Some("full_attention") => Ok(Mixer::Attention),
-            _ => Err(Error::mismatch("config.json: layer_types", "linear_attention or full_attention", kind)),
-        })
-        .collect()
+    Ok(())
 }
 
-fn delta_net(text: &Keys<'_>) -> Result<DeltaNet> {
-    let net = DeltaNet {
-        key_heads: text.size_or("linear_num_key_heads", 16)?,
-        value_heads: text.size_or("linear_num_value_heads", 32)?,
-        key_dim: text.size_or("linear_key_head_dim", 128)?,
-        value_dim: text.size_or("linear_value_head_dim", 128)?,
-        conv_kernel: text.size_or("linear_conv_kernel_dim", 4)?,
+/// The rotary embeddings of a family's layers, in the order that [`layers::parse`] counts.
+fn ropes(text: &Keys<'_>, family: &Family, head_dim: usize) -> Result<Vec<Rope>> {
+    let all = RopeKeys::new(text, head_dim).parse("rope_theta")?;
+    let windowed = match family.rotary {
+        Rotary::ByWindow => Some(RopeKeys::windowed(text, head_dim).parse("rope_local_base_freq")?),
+        Rotary::All | Rotary::Listed => None,
     };
-    if !net.value_heads.is_multiple_of(net.key_heads) {
-        let expected = format!("a multiple of {} key heads", net.key_heads);
-        return Err(Error::mismatch("config.json: linear_num_value_heads", expected, net.value_heads));
-    }
-    if !(2..=16).contains(&net.conv_kernel) {
-        return Err(Error::mismatch("config.json: linear_conv_kernel_dim", "2 to 16", net.conv_kernel));
-    }
-    Ok(net)
+    Ok([all].into_iter().chain(windowed).collect())
 }
 
-/// A value inside `rope_scaling` (if it has any) or `rope_parameters` wins over a top-level one.
-fn rope(text: &Keys<'_>, family: Family, head_dim: usize, max_context: usize) -> Result<Rope> {
-    let filled = |key| text.object(key).filter(|keys| !keys.is_empty());
-    let scaling = filled("rope_scaling").or_else(|| filled("rope_parameters"));
-    let number = |key: &str, default: f64| match &scaling {
-        Some(inner) if inner.get(key).is_some() => inner.number(key, default),
-        _ => text.number(key, default),
-    };
-    let partial = number("partial_rotary_factor", if family == Family::Qwen35 { 0.25 } else { 1.0 })?;
-    let rotary_dim = (head_dim as f64 * partial) as usize;
-    if !(partial > 0.0 && partial <= 1.0) || rotary_dim < 2 || !rotary_dim.is_multiple_of(2) {
-        let expected = format!("a part of head_dim {head_dim} that is an even number of elements");
-        return Err(Error::mismatch("config.json: partial_rotary_factor", expected, partial));
-    }
-    let theta = number("rope_theta", 10000.0)?;
-    if !(theta.is_finite() && theta > 0.0) {
-        return Err(Error::mismatch("config.json: rope_theta", "a positive number", theta));
-    }
-    let kind =
-        scaling.as_ref().and_then(|s| s.get("rope_type").or_else(|| s.get("type"))).and_then(Value::as_str);
-    let scaling = match (kind.unwrap_or("default"), &scaling) {
-        ("llama3", Some(keys)) => {
-            let scaling = RopeScaling {
-                factor: keys.number("factor", 8.0)?,
-                low_freq_factor: keys.number("low_freq_factor", 1.0)?,
-                high_freq_factor: keys.number("high_freq_factor", 4.0)?,
-                original_context: keys.number("original_max_position_embeddings", max_context as f64)?,
-            };
-            let positive = [scaling.factor, scaling.low_freq_factor, scaling.original_context]
-                .iter()
-                .all(|v| v.is_finite() && *v > 0.0);
-            let ordered = scaling.high_freq_factor > scaling.low_freq_factor;
-            if !(positive && ordered) {
-                let expected = "positive factors with high_freq_factor above low_freq_factor";
-                return Err(Error::mismatch("config.json: rope_scaling", expected, format!("{scaling:?}")));
-            }
-            Some(scaling)
-        }
-        ("default", _) => None,
-        (other, _) => {
-            return Err(Error::mismatch("config.json: rope_type", "default or llama3", format!("{other:?}")));
-        }
-    };
-    Ok(Rope { theta, rotary_dim, scaling })
+fn query_scaling(text: &Keys<'_>, head_dim: usize) -> Result<QueryScaling> {
+    let keys = RopeKeys::new(text, head_dim);
+    let number = |key: &str| Ok(keys.of(key).positive(key)? as f32);
+    Ok(QueryScaling {
+        beta: number("llama_4_scaling_beta")?,
+        context: number("original_max_position_embeddings")?,
+    })
 }
 
 #[cfg(test)]
@@ -324,10 +200,10 @@ mod tests {
         let old = llama(r#","rope_theta":5e5,"rope_scaling":{"type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":64}"#).unwrap();
         let new = llama(r#","rope_parameters":{"rope_type":"llama3","rope_theta":5e5,"factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":64}"#).unwrap();
         assert_eq!(old, new);
-        assert_eq!(old.rope.theta, 5e5);
+        assert_eq!(old.ropes[0].theta, 5e5);
         assert_eq!(old.head_dim, 16);
         assert_eq!((old.bos, &old.eos[..]), (Some(1), &[2, 3][..]));
-        assert_ne!(old.rope.inv_freq(), llama(r#","rope_theta":5e5"#).unwrap().rope.inv_freq());
+        assert_ne!(old.ropes[0].inv_freq(64), llama(r#","rope_theta":5e5"#).unwrap().ropes[0].inv_freq(64));
     }
 
     #[test]
@@ -344,7 +220,10 @@ mod tests {
             (r#","hidden_size":18446744073709551615"#, "hidden_size"),
             (r#","num_key_value_heads":3"#, "num_key_value_heads"),
             (r#","model_type":"gpt2""#, "model_type"),
-            (r#","rope_scaling":{"rope_type":"yarn"}"#, "rope_type"),
+            (r#","model_type":"qwen3_moe""#, "mixture of experts"),
+            (r#","rope_scaling":{"rope_type":"dynamic"}"#, "rope_type"),
+            (r#","rope_scaling":{"rope_type":"linear","factor":0}"#, "factor"),
+            (r#","rope_scaling":{"rope_type":"longrope","short_factor":[1]}"#, "short_factor"),
             (r#","rope_scaling":{"rope_type":"llama3","factor":0}"#, "rope_scaling"),
             (r#","partial_rotary_factor":0.01"#, "partial_rotary_factor"),
             (r#","rms_norm_eps":-1"#, "rms_norm_eps"),

@@ -10,11 +10,12 @@
 //! | [`pq`] | the mathematics: specs, codebooks, assignment, packing, rotation | |
 //! | [`ops`] | the operations of a forward pass as argument structs | tensor |
 //! | [`plan`] | lists of operations: checked, rewritten into fused steps | ops |
-//! | [`config`], [`checkpoint`] | a Hugging Face folder: config.json, safetensors | |
+//! | [`family`] | the model families, each as data | |
+//! | [`config`], [`checkpoint`] | a Hugging Face folder: config.json, safetensors | family |
 //! | [`format`](mod@format) | the .fasq file | pq, checkpoint |
 //! | [`backend`] | where a forward pass computes; `cpu` is the specification of every operation | pq, ops, plan |
 //! | [`baseline`] | weights of other quantizers, for comparison: round-to-nearest, GPTQ, AWQ | checkpoint |
-//! | [`model`] | families as data, loading, the one forward pass | format, backend, baseline |
+//! | [`model`] | a model's tensors, loading, the one forward pass | format, backend, baseline |
 //! | [`generate`] | tokenizer, chat templates, sampling, text streams | model |
 //! | [`eval`] | logits, perplexity, divergence, multiple choice | model, generate |
 //! | [`quantize`] | from a checkpoint to a .fasq file of any size | pq, format, and for feedback and sensitivities model, generate, eval |
@@ -61,6 +62,7 @@ pub mod cli;
 pub mod config;
 mod error;
 pub mod eval;
+pub mod family;
 pub mod format;
 mod gemm;
 pub mod generate;

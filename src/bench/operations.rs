@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{Samples, cold, copies};
 use crate::backend::Backend;
 use crate::config::{DeltaNet, ModelConfig};
-use crate::model::arch::arch;
+use crate::family::{Activation, QkNorms};
 use crate::ops::*;
 use crate::pq::Rotation;
 use crate::{Error, Result};
@@ -40,7 +40,7 @@ pub async fn operations<B: Backend>(
         return Err(Error::mismatch("rows", "1 to the number of positions", found));
     }
     let bench = Bench { backend, config, case, repeat };
-    let mut all = vec![bench.rms_norm().await?, bench.swiglu().await?, bench.gather_rows().await?];
+    let mut all = vec![bench.rms_norm().await?, bench.glu().await?, bench.gather_rows().await?];
     all.extend(bench.rope_cache_and_attention().await?);
     if let Some(net) = &config.delta_net {
         all.extend(bench.delta_net(net).await?);
@@ -101,19 +101,24 @@ impl<B: Backend> Bench<'_, B> {
             rows: self.rows(),
             dim: dim as u32,
             eps: self.config.norm_eps,
-            weight_offset: arch(self.config.family).norm_offset,
+            weight_offset: self.config.family.norm_offset,
             rotate: Self::rotate(dim),
         };
         let (pairs, weight) = (self.pairs(words, words)?, &weight);
-        self.timed(2 * words + dim, pairs.iter().map(|(x, y)| RmsNorm { x, weight, y, params }.into())).await
+        self.timed(
+            2 * words + dim,
+            pairs.iter().map(|(x, y)| RmsNorm { x, weight, residual: None, y, params }.into()),
+        )
+        .await
     }
 
-    async fn swiglu(&self) -> Result<Timing> {
+    async fn glu(&self) -> Result<Timing> {
         let dim = self.config.intermediate;
         let words = self.case.rows * dim;
-        let params = SwiGluParams { rows: self.rows(), dim: dim as u32, rotate: Self::rotate(dim) };
+        let gelu = u32::from(self.config.family.activation == Activation::GeluTanh);
+        let params = GluParams { rows: self.rows(), dim: dim as u32, rotate: Self::rotate(dim), gelu };
         let pairs = self.pairs(2 * words, words)?;
-        self.timed(3 * words, pairs.iter().map(|(x, y)| SwiGlu { x, y, params }.into())).await
+        self.timed(3 * words, pairs.iter().map(|(x, y)| Glu { x, y, params }.into())).await
     }
 
     async fn gather_rows(&self) -> Result<Timing> {
@@ -126,9 +131,8 @@ impl<B: Backend> Bench<'_, B> {
 
     async fn rope_cache_and_attention(&self) -> Result<[Timing; 2]> {
         let (config, backend, Case { rows, position }) = (self.config, self.backend, self.case);
-        let arch = arch(config.family);
         let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);
-        let gated = usize::from(arch.gated_attention);
+        let gated = usize::from(config.family.gated_attention);
         let q_stride = head_dim * (1 + gated);
         let (keys, context) = (kv_heads * head_dim, position + 1);
         let stride = heads * q_stride + 2 * keys;
@@ -136,8 +140,12 @@ impl<B: Backend> Bench<'_, B> {
         let positions =
             self.words(&(first..context).flat_map(|position| [0, position]).collect::<Vec<_>>())?;
         let segments = self.words(&[0, 0, rows, first])?;
-        let inv_freq = backend.upload(bytemuck::cast_slice(&config.rope.inv_freq()))?;
-        let norms = if arch.qk_norm { Some((self.values(head_dim)?, self.values(head_dim)?)) } else { None };
+        let inv_freq = backend.upload(bytemuck::cast_slice(&config.ropes[0].inv_freq(context)))?;
+        let norms = if config.family.qk_norms == QkNorms::Heads {
+            Some((self.values(head_dim)?, self.values(head_dim)?))
+        } else {
+            None
+        };
         let one = (rows * stride + 2 * keys * context + rows * heads * head_dim) * 4;
         let set = |_| {
             let cache = || backend.alloc_cache(keys * context);
@@ -151,14 +159,17 @@ impl<B: Backend> Bench<'_, B> {
             heads,
             kv_heads,
             head_dim: head_dim_word,
-            rotary_dim: config.rope.rotary_dim as u32,
+            rotary_dim: config.ropes[0].rotary_dim as u32,
             stride: stride_word,
             q_stride,
             k_offset: heads * q_stride,
             v_offset: heads * q_stride + keys as u32,
             context: context_word,
             eps: config.norm_eps,
-            weight_offset: arch.norm_offset,
+            weight_offset: config.family.norm_offset,
+            amplitude: 1.0,
+            query_beta: 0.0,
+            query_context: 1.0,
         };
         let queries = heads as usize * head_dim;
         // Queries are written in place, keys and values into the cache, whose elements count as 4 bytes each.
@@ -178,7 +189,8 @@ impl<B: Backend> Bench<'_, B> {
             stride: stride_word,
             q_stride,
             context: context_word,
-            scale: 1.0 / (head_dim as f32).sqrt(),
+            window: 0,
+            scale: config.score_scale,
             gated: gated as u32,
             rotate: Self::rotate(queries),
         };

@@ -24,6 +24,19 @@ impl<'a> Keys<'a> {
         Ok(Self { file, value })
     }
 
+    /// These keys, and `defaults` (a JSON object) for those that are absent: a key that is null stays without value.
+    pub fn or_defaults(mut self, defaults: &str) -> Result<Self> {
+        let Self { value: Value::Object(defaults), .. } = Self::parse("defaults", defaults)? else {
+            return Ok(self);
+        };
+        if let Value::Object(own) = &mut self.value {
+            for (key, value) in defaults {
+                own.entry(key).or_insert(value);
+            }
+        }
+        Ok(self)
+    }
+
     /// A key's value, if it is there and not null.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.value.get(key).filter(|v| !v.is_null())
@@ -51,6 +64,34 @@ impl<'a> Keys<'a> {
 
     pub fn size_or(&self, key: &str, default: usize) -> Result<usize> {
         if self.get(key).is_some() { self.size(key) } else { Ok(default) }
+    }
+
+    /// A size, or nothing where the key is absent or null.
+    pub fn size_if(&self, key: &str) -> Result<Option<usize>> {
+        self.get(key).map(|_| self.size(key)).transpose()
+    }
+
+    /// A whole number that must be there.
+    pub fn count(&self, key: &str) -> Result<u64> {
+        self.get(key).and_then(Value::as_u64).ok_or_else(|| self.mismatch(key, "a whole number"))
+    }
+
+    pub fn text(&self, key: &str) -> Option<&str> {
+        self.get(key).and_then(Value::as_str)
+    }
+
+    /// A positive number that must be there.
+    pub fn positive(&self, key: &str) -> Result<f64> {
+        let number = self.get(key).and_then(Value::as_f64).filter(|n| n.is_finite() && *n > 0.0);
+        number.ok_or_else(|| self.mismatch(key, "a positive number"))
+    }
+
+    /// A list of such numbers.
+    pub fn positives(&self, key: &str, count: usize) -> Result<Vec<f64>> {
+        let numbers = |list: &Vec<Value>| list.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>();
+        let list = self.get(key).and_then(Value::as_array).and_then(numbers);
+        let list = list.filter(|list| list.len() == count && list.iter().all(|n| n.is_finite() && *n > 0.0));
+        list.ok_or_else(|| self.mismatch(key, format!("{count} positive numbers")))
     }
 
     pub fn number(&self, key: &str, default: f64) -> Result<f64> {

@@ -1,6 +1,7 @@
-//! Each model family as data: the names, shapes and roles of its tensors.
+//! The tensors of a model: names, shapes and roles.
 
-use crate::config::{Family, Mixer, ModelConfig};
+use crate::config::{Mixer, ModelConfig};
+use crate::family::{Norms, Projections, QkNorms};
 
 /// The purpose of a tensor, which decides how it may be quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,51 +71,6 @@ impl Input {
     }
 }
 
-/// How a family differs from Llama.
-#[derive(Clone, Copy, Debug)]
-pub struct Arch {
-    /// Prefixes that tensor names may have, before `layers.0.`.
-    pub prefixes: &'static [&'static str],
-    /// Added to the weight of every RMS norm but the delta net's: 1 where norms are stored zero-centred.
-    pub norm_offset: f32,
-    /// Query and key heads are normalised.
-    pub qk_norm: bool,
-    /// Each query head is followed by a gate, whose sigmoid multiplies the attention output.
-    pub gated_attention: bool,
-    /// Tensors whose name begins or ends with one of these are ignored.
-    pub skip: &'static [&'static str],
-}
-
-/// A family's description.
-pub const fn arch(family: Family) -> Arch {
-    match family {
-        Family::Llama => Arch {
-            prefixes: &["model."],
-            norm_offset: 0.0,
-            qk_norm: false,
-            gated_attention: false,
-            skip: SKIP,
-        },
-        Family::Qwen3 => Arch {
-            prefixes: &["model."],
-            norm_offset: 0.0,
-            qk_norm: true,
-            gated_attention: false,
-            skip: SKIP,
-        },
-        Family::Qwen35 => Arch {
-            prefixes: &["model.language_model.", "model."],
-            norm_offset: 1.0,
-            qk_norm: true,
-            gated_attention: true,
-            skip: SKIP,
-        },
-    }
-}
-
-/// Vision tower, multi-token prediction, buffers of old checkpoints.
-const SKIP: &[&str] = &["model.visual.", "visual.", "mtp.", "rotary_emb.inv_freq"];
-
 /// Every tensor that a model of this config uses, under the names that the checkpoint gives them: the only place that
 /// states shapes. Weights with the same [`Input`] are in the order in which their outputs are stacked. `has`
 /// says which names are there: it decides the prefix and whether the head is tied to the embedding.
@@ -122,15 +78,18 @@ pub fn tensors(config: &ModelConfig, has: &dyn Fn(&str) -> bool) -> Vec<TensorSp
     let names = Names::of(config, has);
     let table = [config.vocab, config.hidden];
     let mut list = vec![TensorSpec::new(names.embed(), &table, Role::Embed)];
-    for (layer, mixer) in config.layers.iter().enumerate() {
+    for (layer, kind) in config.layers.iter().enumerate() {
         let mut block = Block { config, names: &names, layer, list: &mut list };
-        block.keep("input_layernorm.weight", &[config.hidden]);
-        match mixer {
+        let [mixer, mlp] = norms(config.family.norms);
+        block.norm(mixer.before);
+        match kind.mixer {
             Mixer::Attention => block.attention(),
             Mixer::DeltaNet => block.delta_net(),
         }
-        block.keep("post_attention_layernorm.weight", &[config.hidden]);
+        block.norm(mixer.after);
+        block.norm(mlp.before);
         block.mlp();
+        block.norm(mlp.after);
     }
     list.push(TensorSpec::new(names.norm(), &[config.hidden], Role::Keep));
     if !names.tied {
@@ -148,19 +107,35 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    fn attention(&mut self) {
-        let (config, arch) = (self.config, arch(self.config.family));
-        let ModelConfig { hidden, head_dim, attention_bias: bias, .. } = *config;
-        let (q, kv) = (config.heads * head_dim, config.kv_heads * head_dim);
-        let q_rows = if arch.gated_attention { 2 * q } else { q };
-        self.linear("self_attn.q_proj", [q_rows, hidden], bias, Input::mixer);
-        self.linear("self_attn.k_proj", [kv, hidden], bias, Input::mixer);
-        self.linear("self_attn.v_proj", [kv, hidden], bias, Input::mixer);
-        self.linear("self_attn.o_proj", [hidden, q], bias, Input::mixer_out);
-        if arch.qk_norm {
-            self.keep("self_attn.q_norm.weight", &[head_dim]);
-            self.keep("self_attn.k_norm.weight", &[head_dim]);
+    /// A norm of the residual stream or of what is added to it.
+    fn norm(&mut self, name: Option<&str>) {
+        if let Some(name) = name {
+            self.keep(name, &[self.config.hidden]);
         }
+    }
+
+    fn attention(&mut self) {
+        let ModelConfig { family, hidden, head_dim, biases, .. } = *self.config;
+        let (q, kv) = (self.config.heads * head_dim, self.config.kv_heads * head_dim);
+        let q_rows = if family.gated_attention { 2 * q } else { q };
+        match family.projections {
+            Projections::Apart => {
+                self.linear("self_attn.q_proj", [q_rows, hidden], biases.qkv, Input::mixer);
+                self.linear("self_attn.k_proj", [kv, hidden], biases.qkv, Input::mixer);
+                self.linear("self_attn.v_proj", [kv, hidden], biases.qkv, Input::mixer);
+            }
+            Projections::Stacked => {
+                self.linear("self_attn.qkv_proj", [q_rows + 2 * kv, hidden], biases.qkv, Input::mixer);
+            }
+        }
+        self.linear("self_attn.o_proj", [hidden, q], biases.out, Input::mixer_out);
+        let [q_norm, k_norm] = match family.qk_norms {
+            QkNorms::None => return,
+            QkNorms::Heads => [head_dim; 2],
+            QkNorms::Projection => [q, kv],
+        };
+        self.keep("self_attn.q_norm.weight", &[q_norm]);
+        self.keep("self_attn.k_norm.weight", &[k_norm]);
     }
 
     fn delta_net(&mut self) {
@@ -180,10 +155,17 @@ impl Block<'_> {
     }
 
     fn mlp(&mut self) {
-        let ModelConfig { hidden, intermediate, mlp_bias: bias, .. } = *self.config;
-        self.linear("mlp.gate_proj", [intermediate, hidden], bias, Input::mlp);
-        self.linear("mlp.up_proj", [intermediate, hidden], bias, Input::mlp);
-        self.linear("mlp.down_proj", [hidden, intermediate], bias, Input::mlp_down);
+        let ModelConfig { family, hidden, intermediate, biases, .. } = *self.config;
+        match family.projections {
+            Projections::Apart => {
+                self.linear("mlp.gate_proj", [intermediate, hidden], biases.mlp, Input::mlp);
+                self.linear("mlp.up_proj", [intermediate, hidden], biases.mlp, Input::mlp);
+            }
+            Projections::Stacked => {
+                self.linear("mlp.gate_up_proj", [2 * intermediate, hidden], biases.mlp, Input::mlp);
+            }
+        }
+        self.linear("mlp.down_proj", [hidden, intermediate], biases.mlp, Input::mlp_down);
     }
 
     /// `PART.weight` `[out, in]` and, with `bias`, `PART.bias` `[out]`.
@@ -205,13 +187,63 @@ impl Block<'_> {
     }
 }
 
-/// The output head of its own.
-const HEAD: &str = "lm_head.weight";
+/// The names of the norms around a mixer or an MLP.
+#[derive(Clone, Copy)]
+pub struct NormNames {
+    /// Of its input.
+    pub before: Option<&'static str>,
+    /// Of its output.
+    pub after: Option<&'static str>,
+}
+
+/// Those around a block's mixer and around its MLP.
+pub const fn norms(norms: Norms) -> [NormNames; 2] {
+    const INPUT: &str = "input_layernorm.weight";
+    const AFTER_MIXER: &str = "post_attention_layernorm.weight";
+    const BEFORE_MLP: &str = "pre_feedforward_layernorm.weight";
+    const AFTER_MLP: &str = "post_feedforward_layernorm.weight";
+    match norms {
+        // The norm of the MLP's input bears the name of what comes before it.
+        Norms::Before => [
+            NormNames { before: Some(INPUT), after: None },
+            NormNames { before: Some(AFTER_MIXER), after: None },
+        ],
+        Norms::After => [
+            NormNames { before: None, after: Some(AFTER_MIXER) },
+            NormNames { before: None, after: Some(AFTER_MLP) },
+        ],
+        Norms::BeforeAndAfter => [
+            NormNames { before: Some(INPUT), after: Some(AFTER_MIXER) },
+            NormNames { before: Some(BEFORE_MLP), after: Some(AFTER_MLP) },
+        ],
+    }
+}
+
+/// The name of a checkpoint's output head by the prefix of its other tensors: text models, and text models within
+/// multimodal ones as transformers has written them.
+const LAYOUTS: [(&str, &str); 3] = [
+    ("model.", "lm_head.weight"),
+    ("model.language_model.", "lm_head.weight"),
+    ("language_model.model.", "language_model.lm_head.weight"),
+];
+
+/// Tensors whose name begins or ends so are ignored: vision towers, multi-token prediction, buffers of old checkpoints.
+const SKIP: [&str; 7] = [
+    "model.visual.",
+    "visual.",
+    "vision_tower.",
+    "model.vision_tower.",
+    "multi_modal_projector.",
+    "model.multi_modal_projector.",
+    "mtp.",
+];
+const SKIP_ENDS: [&str; 1] = ["rotary_emb.inv_freq"];
 
 /// How a checkpoint names the tensors of a model.
 #[derive(Clone, Debug)]
 pub struct Names {
     prefix: &'static str,
+    head: &'static str,
     /// The embedding is the output head as well.
     pub tied: bool,
 }
@@ -219,9 +251,9 @@ pub struct Names {
 impl Names {
     /// The naming of a checkpoint; `has` says which names it has.
     pub fn of(config: &ModelConfig, has: &dyn Fn(&str) -> bool) -> Self {
-        let prefixes = arch(config.family).prefixes;
-        let found = prefixes.iter().find(|prefix| has(&format!("{prefix}embed_tokens.weight")));
-        Self { prefix: found.unwrap_or(&prefixes[0]), tied: config.tied == Some(true) || !has(HEAD) }
+        let found = LAYOUTS.iter().find(|(prefix, _)| has(&format!("{prefix}embed_tokens.weight")));
+        let (prefix, head) = *found.unwrap_or(&LAYOUTS[0]);
+        Self { prefix, head, tied: config.tied == Some(true) || !has(head) }
     }
 
     pub fn embed(&self) -> String {
@@ -234,7 +266,7 @@ impl Names {
     }
 
     pub fn head(&self) -> String {
-        if self.tied { self.embed() } else { HEAD.into() }
+        if self.tied { self.embed() } else { self.head.into() }
     }
 
     pub fn layer(&self, i: usize, part: &str) -> String {
@@ -244,8 +276,8 @@ impl Names {
 
 /// Whether a checkpoint may have this tensor although the model does not use it: a tied head that is stored twice is one.
 pub fn may_skip(config: &ModelConfig, name: &str) -> bool {
-    if name == HEAD && config.tied == Some(true) {
+    if config.tied == Some(true) && LAYOUTS.iter().any(|(_, head)| *head == name) {
         return true;
     }
-    arch(config.family).skip.iter().any(|part| name.starts_with(part) || name.ends_with(part))
+    SKIP.iter().any(|start| name.starts_with(start)) || SKIP_ENDS.iter().any(|end| name.ends_with(end))
 }

@@ -4,7 +4,7 @@ use super::pass::Pass;
 use super::session::Session;
 use super::state::Batch;
 use crate::backend::Backend;
-use crate::ops::{Embed, EmbedParams, GatherRows, GatherRowsParams, RmsNorm, RmsNormParams};
+use crate::ops::{Embed, GatherRows, GatherRowsParams, RmsNorm, RmsNormParams};
 use crate::{Error, Result};
 
 impl<B: Backend> Session<'_, B> {
@@ -12,7 +12,7 @@ impl<B: Backend> Session<'_, B> {
     pub fn embed(&mut self, tokens: &[u32]) -> Result<B::Buffer> {
         self.begin(tokens)?;
         let (backend, s) = (&self.model.backend, &self.scratch);
-        let params = EmbedParams { rows: tokens.len() as u32, dim: self.model.config.hidden as u32 };
+        let params = self.model.embed_params(tokens.len() as u32);
         let x = backend.alloc(tokens.len() * self.model.config.hidden)?;
         backend
             .submit(&[Embed { tokens: &s.tokens, table: self.model.embed.weight(), y: &x, params }.into()])?;
@@ -33,9 +33,11 @@ impl<B: Backend> Session<'_, B> {
         let params = GatherRowsParams { rows: rows as u32, dim: self.model.config.hidden as u32 };
         let mut pass = Pass {
             config: &self.model.config,
-            inv_freq: &self.model.inv_freq,
+            inv_freqs: &self.inv_freqs,
             context: self.options().context,
             scratch: s,
+            x: &s.x,
+            next_x: &s.next_x,
             rows: rows as u32,
             segments,
             inputs: &inputs,
@@ -43,7 +45,7 @@ impl<B: Backend> Session<'_, B> {
         };
         pass.record(GatherRows { x, index: &s.wanted, y: &s.x, params });
         block.record(&mut pass, state)?;
-        pass.record(GatherRows { x: &s.x, index: &s.wanted, y: x, params });
+        pass.record(GatherRows { x: pass.x, index: &s.wanted, y: x, params });
         backend.submit(&pass.ops)?;
         drop(pass);
         Ok(inputs.into_iter().zip(cols).collect())
@@ -60,7 +62,9 @@ impl<B: Backend> Session<'_, B> {
             weight_offset: self.model.norm_offset(),
             rotate: 0,
         };
-        backend.submit(&[RmsNorm { x, weight: &self.model.norm, y: &s.normed, params }.into()])?;
+        backend.submit(&[
+            RmsNorm { x, weight: &self.model.norm, residual: None, y: &s.normed, params }.into()
+        ])?;
         Ok(&s.normed)
     }
 

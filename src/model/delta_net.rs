@@ -1,6 +1,7 @@
-//! The gated delta net block: norm, projections, causal convolution, delta rule, gated norm, output.
+//! The gated delta net block: projections, causal convolution, delta rule, gated norm, output.
 
 use super::arch::Input;
+use super::forward::AroundNorms;
 use super::linear::Linear;
 use super::pass::Pass;
 use super::source::Tensors;
@@ -39,9 +40,9 @@ impl<B: Backend> DeltaNet<B> {
         })
     }
 
-    /// `x += delta_net(norm(x))`.
-    pub fn record<'a>(&'a self, pass: &mut Pass<'a, B>, norm: &'a B::Buffer, state: &'a Recurrence<B>) {
-        pass.normed_linear(norm, &self.proj);
+    /// `x += delta_net(x)`, with the norms around it.
+    pub fn record<'a>(&'a self, pass: &mut Pass<'a, B>, norms: &'a AroundNorms<B>, state: &'a Recurrence<B>) {
+        pass.linear_of_x(norms, &self.proj);
         let s = pass.scratch;
         let (rows, segments) = (pass.rows, pass.segments);
         let (stride, channels) = (self.proj.outs() as u32, self.sizes.channels() as u32);
@@ -88,6 +89,6 @@ impl<B: Backend> DeltaNet<B> {
             rotate: self.out.input_rotation(),
         };
         pass.record(GatedNorm { x: &s.delta, gate: &s.wide, weight: &self.norm, y: &s.inner, params });
-        pass.residual_linear(&self.out);
+        pass.add_linear(norms, &self.out);
     }
 }

@@ -1,6 +1,6 @@
 //! [`Layer`]: a transformer block, whose forward pass is the same for every family and backend.
 
-use super::arch::Input;
+use super::arch::{self, Input, NormNames};
 use super::attention::Attention;
 use super::delta_net::DeltaNet;
 use super::mlp::Mlp;
@@ -13,12 +13,25 @@ use crate::{Error, Result};
 
 /// A transformer block.
 pub struct Layer<B: Backend> {
-    mixer_norm: B::Buffer,
+    mixer_norms: AroundNorms<B>,
     mixer: MixerWeights<B>,
-    mlp_norm: B::Buffer,
+    mlp_norms: AroundNorms<B>,
     mlp: Mlp<B>,
     /// Columns of each [`Input`].
     pub(super) input_cols: [usize; Input::PER_LAYER],
+}
+
+/// The norms around a mixer or an MLP, where the family has them.
+pub(super) struct AroundNorms<B: Backend> {
+    pub before: Option<B::Buffer>,
+    pub after: Option<B::Buffer>,
+}
+
+impl<B: Backend> AroundNorms<B> {
+    fn load(tensors: &mut Tensors<'_, B>, layer: usize, names: NormNames) -> Result<Self> {
+        let mut norm = |name: Option<&str>| name.map(|name| tensors.block_buffer(layer, name)).transpose();
+        Ok(Self { before: norm(names.before)?, after: norm(names.after)? })
+    }
 }
 
 enum MixerWeights<B: Backend> {
@@ -28,13 +41,14 @@ enum MixerWeights<B: Backend> {
 
 impl<B: Backend> Layer<B> {
     pub(super) fn load(tensors: &mut Tensors<'_, B>, config: &ModelConfig, i: usize) -> Result<Self> {
+        let [mixer_norms, mlp_norms] = arch::norms(config.family.norms);
         Ok(Self {
-            mixer_norm: tensors.block_buffer(i, "input_layernorm.weight")?,
-            mixer: match config.layers[i] {
+            mixer_norms: AroundNorms::load(tensors, i, mixer_norms)?,
+            mixer: match config.layers[i].mixer {
                 Mixer::Attention => MixerWeights::Attention(Attention::load(tensors, config, i)?),
                 Mixer::DeltaNet => MixerWeights::DeltaNet(DeltaNet::load(tensors, config, i)?),
             },
-            mlp_norm: tensors.block_buffer(i, "post_attention_layernorm.weight")?,
+            mlp_norms: AroundNorms::load(tensors, i, mlp_norms)?,
             mlp: Mlp::load(tensors, i)?,
             input_cols: tensors.input_cols(i),
         })
@@ -47,17 +61,17 @@ impl<B: Backend> Layer<B> {
     pub(super) fn record<'a>(&'a self, pass: &mut Pass<'a, B>, state: &'a LayerState<B>) -> Result<()> {
         match (&self.mixer, state) {
             (MixerWeights::Attention(attention), LayerState::Attention(cache)) => {
-                attention.record(pass, &self.mixer_norm, cache);
+                attention.record(pass, &self.mixer_norms, cache);
             }
             (MixerWeights::DeltaNet(net), LayerState::DeltaNet(state)) => {
-                net.record(pass, &self.mixer_norm, state);
+                net.record(pass, &self.mixer_norms, state);
             }
             (MixerWeights::Attention(_), LayerState::DeltaNet(_))
             | (MixerWeights::DeltaNet(_), LayerState::Attention(_)) => {
                 return Err(Error::invalid("a layer's state", "it is that of a layer of another kind"));
             }
         }
-        self.mlp.record(pass, &self.mlp_norm);
+        self.mlp.record(pass, &self.mlp_norms);
         Ok(())
     }
 }

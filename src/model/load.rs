@@ -1,6 +1,5 @@
 //! [`Model`]: a source's weights on a backend.
 
-use super::arch::arch;
 use super::forward::Layer;
 use super::linear::Embedding;
 use super::memory;
@@ -8,6 +7,7 @@ use super::source::{Source, Tensors};
 use crate::Result;
 use crate::backend::Backend;
 use crate::config::ModelConfig;
+use crate::ops::EmbedParams;
 
 /// A model, its weights on a backend.
 pub struct Model<B: Backend> {
@@ -18,8 +18,6 @@ pub struct Model<B: Backend> {
     pub(super) norm: B::Buffer,
     /// None if the embedding is the head as well.
     pub(super) head: Option<Embedding<B>>,
-    /// `[rotary_dim / 2]`.
-    pub(super) inv_freq: B::Buffer,
     weight_bytes: u64,
 }
 
@@ -37,10 +35,9 @@ impl<B: Backend> Model<B> {
         let norm = tensors.buffer(&names.norm())?;
         let head = if names.tied { None } else { Some(Embedding::load(&mut tensors, &names.head())?) };
         let bytes = tensors.finish()?;
-        let inv_freq = backend.upload(bytemuck::cast_slice(&config.rope.inv_freq()))?;
         // Of an embedding that is not the head as well, a token reads one row.
         let weight_bytes = if head.is_some() { bytes - embed_bytes } else { bytes };
-        Ok(Self { config, embed, layers, norm, head, inv_freq, weight_bytes, backend })
+        Ok(Self { config, embed, layers, norm, head, weight_bytes, backend })
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -62,6 +59,11 @@ impl<B: Backend> Model<B> {
 
     /// The offset that this family adds to norm weights.
     pub(super) fn norm_offset(&self) -> f32 {
-        arch(self.config.family).norm_offset
+        self.config.family.norm_offset
+    }
+
+    /// Of the embedding of `rows` tokens.
+    pub(super) fn embed_params(&self, rows: u32) -> EmbedParams {
+        EmbedParams { rows, dim: self.config.hidden as u32, scale: self.config.embed_scale }
     }
 }

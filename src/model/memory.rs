@@ -21,7 +21,7 @@ fn tensors(source: &Source) -> Vec<TensorSpec> {
 }
 
 fn weights_of<B: Backend>(backend: &B, source: &Source, tensors: &[TensorSpec]) -> Result<u64> {
-    let mut bytes = 4 * source.config().rope.inv_freq().len() as u64;
+    let mut bytes = 0;
     for tensor in tensors {
         bytes += match tensor.shape[..] {
             [_, _] => backend.weight_bytes(&source.form(&tensor.name)?),
@@ -35,9 +35,10 @@ fn weights_of<B: Backend>(backend: &B, source: &Source, tensors: &[TensorSpec]) 
 /// Bytes of a session's caches, states and activations.
 pub fn session<B: Backend>(backend: &B, config: &ModelConfig, options: &SessionOptions) -> Result<u64> {
     let mut bytes = 4 * Scratch::<B>::sizes(config, options)?.iter().sum::<usize>() as u64;
-    for mixer in &config.layers {
-        let [a, b] = LayerState::<B>::sizes(config, *mixer, options)?;
-        bytes += match mixer {
+    bytes += 4 * config.ropes.iter().map(|rope| rope.rotary_dim / 2).sum::<usize>() as u64;
+    for layer in &config.layers {
+        let [a, b] = LayerState::<B>::sizes(config, layer.mixer, options)?;
+        bytes += match layer.mixer {
             Mixer::Attention => backend.cache_bytes(a) + backend.cache_bytes(b),
             Mixer::DeltaNet => 4 * (a + b) as u64,
         };

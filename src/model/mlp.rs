@@ -1,12 +1,14 @@
-//! The MLP block: norm, gate and up, SwiGLU, down.
+//! The MLP block: gate and up, their gated activation, down, and the norms around them.
 
 use super::arch::Input;
+use super::forward::AroundNorms;
 use super::linear::Linear;
 use super::pass::Pass;
 use super::source::Tensors;
 use crate::Result;
 use crate::backend::Backend;
-use crate::ops::{SwiGlu, SwiGluParams};
+use crate::family::Activation;
+use crate::ops::{Glu, GluParams};
 
 /// Weights of an MLP block.
 pub struct Mlp<B: Backend> {
@@ -22,13 +24,14 @@ impl<B: Backend> Mlp<B> {
         })
     }
 
-    /// `x += mlp(norm(x))`.
-    pub fn record<'a>(&'a self, pass: &mut Pass<'a, B>, norm: &'a B::Buffer) {
-        pass.normed_linear(norm, &self.gate_up);
+    /// `x += mlp(x)`, with the norms around it.
+    pub fn record<'a>(&'a self, pass: &mut Pass<'a, B>, norms: &'a AroundNorms<B>) {
+        pass.linear_of_x(norms, &self.gate_up);
         let s = pass.scratch;
         let (dim, rotate) = (self.down.cols() as u32, self.down.input_rotation());
-        let params = SwiGluParams { rows: pass.rows, dim, rotate };
-        pass.record(SwiGlu { x: &s.wide, y: &s.inner, params });
-        pass.residual_linear(&self.down);
+        let gelu = u32::from(pass.config.family.activation == Activation::GeluTanh);
+        let params = GluParams { rows: pass.rows, dim, rotate, gelu };
+        pass.record(Glu { x: &s.wide, y: &s.inner, params });
+        pass.add_linear(norms, &self.down);
     }
 }

@@ -5,9 +5,8 @@ use super::memory;
 use super::pass::{Ops, Pass};
 use super::state::{Batch, LayerState, Scratch, Segment, SessionOptions, word};
 use crate::backend::{Backend, Key, unique};
-use crate::ops::{
-    Embed, EmbedParams, GatherRows, GatherRowsParams, Linear, LinearParams, RmsNorm, RmsNormParams,
-};
+use crate::config::Rope;
+use crate::ops::{Embed, GatherRows, GatherRowsParams, Linear, LinearParams, RmsNorm, RmsNormParams};
 use crate::{Error, Result};
 
 /// Called with named activations `[rows, dim]` as they are computed: `embed`, `layer_I` (the residual stream after
@@ -20,6 +19,8 @@ pub struct Session<'m, B: Backend> {
     options: SessionOptions,
     pub(super) scratch: Scratch<B>,
     pub(super) state: Vec<LayerState<B>>,
+    /// For each of the model's rotary embeddings, `[rotary_dim / 2]`: they may depend on the session's context.
+    pub(super) inv_freqs: Vec<B::Buffer>,
     /// Tokens that each slot holds.
     positions: Vec<usize>,
     /// Allocation id: changes whenever the buffers are reallocated.
@@ -45,11 +46,13 @@ impl<'m, B: Backend> Session<'m, B> {
         let state = config
             .layers
             .iter()
-            .map(|&mixer| LayerState::new(&model.backend, config, mixer, &options))
+            .map(|layer| LayerState::new(&model.backend, config, layer.mixer, &options))
             .collect::<Result<_>>()?;
         let scratch = Scratch::new(&model.backend, config, &options)?;
+        let table = |rope: &Rope| model.backend.upload(bytemuck::cast_slice(&rope.inv_freq(options.context)));
+        let inv_freqs = config.ropes.iter().map(table).collect::<Result<_>>()?;
         let positions = vec![0; options.slots];
-        Ok(Self { model, options, scratch, state, positions, buffers: unique() })
+        Ok(Self { model, options, scratch, state, inv_freqs, positions, buffers: unique() })
     }
 
     pub fn model(&self) -> &'m Model<B> {
@@ -186,20 +189,22 @@ impl<'m, B: Backend> Session<'m, B> {
         let mut shown = Shown { backend, tap };
         let mut pass = Pass {
             config,
-            inv_freq: &self.model.inv_freq,
+            inv_freqs: &self.inv_freqs,
             scratch: s,
+            x: &s.x,
+            next_x: &s.next_x,
             rows,
             segments,
             context: self.options.context,
             inputs: &[],
             ops: Vec::new(),
         };
-        let params = EmbedParams { rows, dim };
+        let params = self.model.embed_params(rows);
         pass.record(Embed { tokens: &s.tokens, table: self.model.embed.weight(), y: &s.x, params });
         shown.show(&mut pass.ops, "embed", &s.x, (rows * dim) as usize).await?;
         for (i, (layer, state)) in self.model.layers.iter().zip(&self.state).enumerate() {
             layer.record(&mut pass, state)?;
-            shown.show(&mut pass.ops, &format!("layer_{i}"), &s.x, (rows * dim) as usize).await?;
+            shown.show(&mut pass.ops, &format!("layer_{i}"), pass.x, (rows * dim) as usize).await?;
         }
         if wanted > 0 {
             self.head(&mut pass, wanted, &mut shown).await?;
@@ -220,11 +225,12 @@ impl<'m, B: Backend> Session<'m, B> {
         let (model, s) = (self.model, &self.scratch);
         let (dim, head) = (model.config.hidden as u32, model.head());
         let params = GatherRowsParams { rows, dim };
-        pass.record(GatherRows { x: &s.x, index: &s.wanted, y: &s.last, params });
+        pass.record(GatherRows { x: pass.x, index: &s.wanted, y: &s.last, params });
         let (eps, weight_offset) = (model.config.norm_eps, model.norm_offset());
         let norm = |rotate| RmsNorm {
             x: &s.last,
             weight: &model.norm,
+            residual: None,
             y: &s.normed,
             params: RmsNormParams { rows, dim, eps, weight_offset, rotate },
         };

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::arch::{self, Input};
 use crate::backend::Backend;
 use crate::config::{Mixer, ModelConfig};
+use crate::family::Norms;
 use crate::{Error, Result};
 
 /// One token of one sequence.
@@ -132,6 +133,8 @@ pub(super) struct Scratch<B: Backend> {
     pub normed: B::Buffer,
     /// A rotated copy of a linear layer's input, if layers that read it differ in their rotation.
     pub rotated: B::Buffer,
+    /// The residual stream after a norm was added to it, in families that do: layer after layer the two change places.
+    pub next_x: B::Buffer,
     /// Outputs of the projections of a mixer, or of gate and up, side by side: `[max_rows, widest]`.
     pub wide: B::Buffer,
     /// Inputs of a mixer's output projection and of the down projection.
@@ -149,8 +152,22 @@ pub(super) struct Scratch<B: Backend> {
 
 impl<B: Backend> Scratch<B> {
     pub fn new(backend: &B, config: &ModelConfig, options: &SessionOptions) -> Result<Self> {
-        let [tokens, positions, segments, wanted, x, normed, rotated, wide, inner, conv, delta, last, logits] =
-            Self::sizes(config, options)?;
+        let [
+            tokens,
+            positions,
+            segments,
+            wanted,
+            x,
+            normed,
+            rotated,
+            next_x,
+            wide,
+            inner,
+            conv,
+            delta,
+            last,
+            logits,
+        ] = Self::sizes(config, options)?;
         Ok(Self {
             tokens: backend.alloc(tokens)?,
             positions: backend.alloc(positions)?,
@@ -159,6 +176,7 @@ impl<B: Backend> Scratch<B> {
             x: backend.alloc(x)?,
             normed: backend.alloc(normed)?,
             rotated: backend.alloc(rotated)?,
+            next_x: backend.alloc(next_x)?,
             wide: backend.alloc(wide)?,
             inner: backend.alloc(inner)?,
             conv: backend.alloc(conv)?,
@@ -170,7 +188,7 @@ impl<B: Backend> Scratch<B> {
     }
 
     /// Words of the buffers, in their order.
-    pub fn sizes(config: &ModelConfig, options: &SessionOptions) -> Result<[usize; 13]> {
+    pub fn sizes(config: &ModelConfig, options: &SessionOptions) -> Result<[usize; 14]> {
         let rows = |dim: usize| product("the activations of a session", &[options.max_rows, dim]);
         let net = config.delta_net;
         let values = net.map_or(0, |net| net.values());
@@ -184,6 +202,7 @@ impl<B: Backend> Scratch<B> {
             rows(config.hidden)?,
             rows(config.hidden)?,
             rows(inner.max(config.hidden))?,
+            rows(if config.family.norms == Norms::Before { 0 } else { config.hidden })?,
             rows(wide)?,
             rows(inner)?,
             rows(net.map_or(0, |net| net.channels()))?,

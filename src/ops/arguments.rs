@@ -2,7 +2,7 @@
 
 use super::params::*;
 
-/// `y[r] = table[tokens[r]]`, un-rotated where the table is stored rotated.
+/// `y[r] = scale * table[tokens[r]]`, un-rotated where the table is stored rotated.
 pub struct Embed<'a, B, W> {
     /// u32 `[rows]`.
     pub tokens: &'a B,
@@ -24,15 +24,28 @@ pub struct GatherRows<'a, B> {
     pub params: GatherRowsParams,
 }
 
-/// `y = (weight + weight_offset) * x / sqrt(mean(x^2) + eps)` per row.
+/// `y = (residual +) (weight + weight_offset) * x / sqrt(mean(x^2) + eps)` per row.
 pub struct RmsNorm<'a, B> {
     /// `[rows, dim]`.
     pub x: &'a B,
     /// `[dim]`.
     pub weight: &'a B,
+    /// `[rows, dim]`; a norm that is added to it is not rotated.
+    pub residual: Option<&'a B>,
     /// `[rows, dim]`.
     pub y: &'a B,
     pub params: RmsNormParams,
+}
+
+/// [`RmsNorm`] of all query heads of a row together, and of all its key heads, in place.
+pub struct QkNorm<'a, B> {
+    /// `[rows, stride]`.
+    pub qkv: &'a B,
+    /// `[q_dim]`.
+    pub q_norm: &'a B,
+    /// `[k_dim]`.
+    pub k_norm: &'a B,
+    pub params: QkNormParams,
 }
 
 /// `y = R x` per row.
@@ -57,7 +70,7 @@ pub struct Linear<'a, B, W> {
 }
 
 /// Normalises each query and key head (where the norms are there), applies rotary position embedding to queries in
-/// place, and writes keys (normalised, embedded) and values to the cache.
+/// place, and writes keys (normalised, embedded) and values to the cache. Queries may grow with their position.
 pub struct RopeCache<'a, B> {
     /// `[rows, stride]`: query heads at 0, key heads at `k_offset`, value heads at `v_offset`.
     pub qkv: &'a B,
@@ -76,8 +89,8 @@ pub struct RopeCache<'a, B> {
     pub params: RopeCacheParams,
 }
 
-/// Causal softmax attention of each row over positions `0..=position` of its slot; query head h reads key/value head
-/// `h / (heads / kv_heads)`.
+/// Causal softmax attention of each row over positions `0..=position` of its slot, or the last `window` of them; query
+/// head h reads key/value head `h / (heads / kv_heads)`.
 pub struct Attention<'a, B> {
     /// `[rows, stride]`, queries first.
     pub qkv: &'a B,
@@ -92,13 +105,13 @@ pub struct Attention<'a, B> {
     pub params: AttentionParams,
 }
 
-/// `y = silu(gate) * up`.
-pub struct SwiGlu<'a, B> {
+/// `y = f(gate) * up`, with SiLU or GELU as f.
+pub struct Glu<'a, B> {
     /// `[rows, 2 * dim]`: gate, then up.
     pub x: &'a B,
     /// `[rows, dim]`.
     pub y: &'a B,
-    pub params: SwiGluParams,
+    pub params: GluParams,
 }
 
 /// Depthwise causal convolution over the rows of a segment, then silu. The state continues it from batch to batch;
@@ -169,11 +182,12 @@ copied!(
     Embed<B, W>,
     GatherRows<B>,
     RmsNorm<B>,
+    QkNorm<B>,
     Rotate<B>,
     Linear<B, W>,
     RopeCache<B>,
     Attention<B>,
-    SwiGlu<B>,
+    Glu<B>,
     CausalConv<B>,
     DeltaRule<B>,
     GatedNorm<B>,

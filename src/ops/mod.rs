@@ -105,11 +105,12 @@ operations!(
     "embed" Embed<B, W>,
     "gather_rows" GatherRows<B>,
     "rms_norm" RmsNorm<B>,
+    "qk_norm" QkNorm<B>,
     "rotate" Rotate<B>,
     "linear" Linear<B, W>,
     "rope_cache" RopeCache<B>,
     "attention" Attention<B>,
-    "swiglu" SwiGlu<B>,
+    "glu" Glu<B>,
     "causal_conv" CausalConv<B>,
     "delta_rule" DeltaRule<B>,
     "gated_norm" GatedNorm<B>,
@@ -130,7 +131,13 @@ impl<'a, B, W> Op<'a, B, W> {
         match self {
             Op::Embed(op) => vec![("tokens", Read, op.tokens), ("y", Write, op.y)],
             Op::GatherRows(op) => vec![("x", Read, op.x), ("index", Read, op.index), ("y", Write, op.y)],
-            Op::RmsNorm(op) => vec![("x", Read, op.x), ("weight", Read, op.weight), ("y", Write, op.y)],
+            Op::RmsNorm(op) => [("x", Read, op.x), ("weight", Read, op.weight), ("y", Write, op.y)]
+                .into_iter()
+                .chain(given("residual", op.residual))
+                .collect(),
+            Op::QkNorm(op) => {
+                vec![("qkv", Update, op.qkv), ("q_norm", Read, op.q_norm), ("k_norm", Read, op.k_norm)]
+            }
             Op::Rotate(op) => vec![("x", Read, op.x), ("y", Write, op.y)],
             Op::Linear(op) => {
                 let y = if op.params.accumulate == 1 { Update } else { Write };
@@ -155,7 +162,7 @@ impl<'a, B, W> Op<'a, B, W> {
                 ("segments", Read, op.segments),
                 ("y", Write, op.y),
             ],
-            Op::SwiGlu(op) => vec![("x", Read, op.x), ("y", Write, op.y)],
+            Op::Glu(op) => vec![("x", Read, op.x), ("y", Write, op.y)],
             Op::CausalConv(op) => vec![
                 ("x", Read, op.x),
                 ("weight", Read, op.weight),
@@ -188,10 +195,11 @@ impl<'a, B, W> Op<'a, B, W> {
             Op::Linear(op) => Some(op.weight),
             Op::GatherRows(_)
             | Op::RmsNorm(_)
+            | Op::QkNorm(_)
             | Op::Rotate(_)
             | Op::RopeCache(_)
             | Op::Attention(_)
-            | Op::SwiGlu(_)
+            | Op::Glu(_)
             | Op::CausalConv(_)
             | Op::DeltaRule(_)
             | Op::GatedNorm(_) => None,

@@ -37,7 +37,12 @@ macro_rules! kernel_params {
 
 kernel_params! {
     /// Of [`super::Embed`].
-    EmbedParams { rows: u32, dim: u32 }
+    EmbedParams {
+        rows: u32,
+        dim: u32,
+        /// Multiplies each element.
+        scale: f32,
+    }
     /// Of [`super::GatherRows`]: `rows` of the output.
     GatherRowsParams { rows: u32, dim: u32 }
     /// Of [`super::RmsNorm`].
@@ -48,6 +53,20 @@ kernel_params! {
         /// Added to each weight: 1 for zero-centred norms, else 0.
         weight_offset: f32,
         rotate: u32,
+    }
+    /// Of [`super::QkNorm`].
+    QkNormParams {
+        rows: u32,
+        /// Elements from one row of `qkv` to the next.
+        stride: u32,
+        /// Elements of all query heads, which come first in a row.
+        q_dim: u32,
+        /// First key element in a row.
+        k_offset: u32,
+        /// Elements of all key heads.
+        k_dim: u32,
+        eps: f32,
+        weight_offset: f32,
     }
     /// Of [`super::Rotate`].
     RotateParams { rows: u32, dim: u32, rotate: u32 }
@@ -67,7 +86,7 @@ kernel_params! {
         heads: u32,
         kv_heads: u32,
         head_dim: u32,
-        /// Leading elements of a head that rotary embedding turns; even, the rest pass.
+        /// Leading elements of a head that rotary embedding turns; even, the rest pass. 0: none.
         rotary_dim: u32,
         /// Elements from one row of `qkv` to the next.
         stride: u32,
@@ -81,6 +100,11 @@ kernel_params! {
         context: u32,
         eps: f32,
         weight_offset: f32,
+        /// Multiplies sines and cosines.
+        amplitude: f32,
+        /// Queries at position p are multiplied by `1 + query_beta * ln(1 + floor(p / query_context))`; 0: they are not.
+        query_beta: f32,
+        query_context: f32,
     }
     /// Of [`super::Attention`].
     AttentionParams {
@@ -92,14 +116,22 @@ kernel_params! {
         stride: u32,
         q_stride: u32,
         context: u32,
-        /// Multiplies the scores: 1 / sqrt(head_dim).
+        /// Positions that a row sees, its own among them; 0: all before it.
+        window: u32,
+        /// Multiplies the scores.
         scale: f32,
         /// 1: the output is multiplied by the sigmoid of the gate that follows each head's query.
         gated: u32,
         rotate: u32,
     }
-    /// Of [`super::SwiGlu`]: `dim` of the output.
-    SwiGluParams { rows: u32, dim: u32, rotate: u32 }
+    /// Of [`super::Glu`]: `dim` of the output.
+    GluParams {
+        rows: u32,
+        dim: u32,
+        rotate: u32,
+        /// 1: GELU as approximated by tanh; 0: SiLU.
+        gelu: u32,
+    }
     /// Of [`super::CausalConv`].
     CausalConvParams {
         rows: u32,

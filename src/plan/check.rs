@@ -3,8 +3,8 @@
 use std::fmt::Display;
 
 use crate::ops::{
-    Access, Attention, CausalConv, DeltaRule, Embed, GatedNorm, GatherRows, Linear, Matrix, Op, Operand,
-    RmsNorm, RopeCache, Rotate, SwiGlu,
+    Access, Attention, CausalConv, DeltaRule, Embed, GatedNorm, GatherRows, Glu, Linear, Matrix, Op, Operand,
+    QkNorm, RmsNorm, RopeCache, Rotate,
 };
 use crate::{Error, Result};
 
@@ -35,11 +35,12 @@ pub fn check<B: Operand, W: Matrix>(ops: &[Op<'_, B, W>], limits: &Limits) -> Re
             Op::Embed(op) => check.embed(op),
             Op::GatherRows(op) => check.gather_rows(op),
             Op::RmsNorm(op) => check.rms_norm(op),
+            Op::QkNorm(op) => check.qk_norm(op),
             Op::Rotate(op) => check.rotate(op),
             Op::Linear(op) => check.linear(op),
             Op::RopeCache(op) => check.rope_cache(op),
             Op::Attention(op) => check.attention(op),
-            Op::SwiGlu(op) => check.swiglu(op),
+            Op::Glu(op) => check.glu(op),
             Op::CausalConv(op) => check.causal_conv(op),
             Op::DeltaRule(op) => check.delta_rule(op),
             Op::GatedNorm(op) => check.gated_norm(op),
@@ -150,7 +151,21 @@ impl Check<'_> {
         self.rotation(p.rotate, p.dim.into())?;
         self.holds("x", op.x, product([p.rows, p.dim]))?;
         self.holds("weight", op.weight, p.dim.into())?;
+        if let Some(residual) = op.residual {
+            self.holds("residual", residual, product([p.rows, p.dim]))?;
+            self.within("rotate", p.rotate, Some(0))?;
+        }
         self.holds("y", op.y, product([p.rows, p.dim]))
+    }
+
+    fn qk_norm<B: Operand>(&self, op: &QkNorm<'_, B>) -> Result<()> {
+        let p = op.params;
+        self.positive([("rows", p.rows), ("q_dim", p.q_dim), ("k_dim", p.k_dim)])?;
+        self.at_least("k_offset", p.k_offset, p.q_dim.into())?;
+        self.at_least("stride", p.stride, u128::from(p.k_offset) + u128::from(p.k_dim))?;
+        self.holds("q_norm", op.q_norm, p.q_dim.into())?;
+        self.holds("k_norm", op.k_norm, p.k_dim.into())?;
+        self.holds("qkv", op.qkv, product([p.rows, p.stride]))
     }
 
     fn rotate<B: Operand>(&self, op: &Rotate<'_, B>) -> Result<()> {
@@ -189,7 +204,11 @@ impl Check<'_> {
             norm.map_or(Ok(()), |norm| self.holds(name, norm, head_dim))?;
         }
         self.holds("qkv", op.qkv, product([p.rows, p.stride]))?;
-        self.holds("inv_freq", op.inv_freq, (p.rotary_dim / 2).into())?;
+        // Kernels may read an element that they do not use.
+        self.holds("inv_freq", op.inv_freq, (p.rotary_dim / 2).max(1).into())?;
+        if p.query_beta != 0.0 && !(p.query_context >= 1.0) {
+            return Err(self.error("query_context", "at least 1", p.query_context));
+        }
         self.holds("rows", op.rows, product([p.rows, 2]))?;
         self.holds("k_cache", op.k_cache, product([p.kv_heads, p.context, p.head_dim]))?;
         self.holds("v_cache", op.v_cache, product([p.kv_heads, p.context, p.head_dim]))
@@ -229,9 +248,10 @@ impl Check<'_> {
         self.holds("segments", buffer, product([segments, 4]))
     }
 
-    fn swiglu<B: Operand>(&self, op: &SwiGlu<'_, B>) -> Result<()> {
+    fn glu<B: Operand>(&self, op: &Glu<'_, B>) -> Result<()> {
         let p = op.params;
         self.positive([("rows", p.rows), ("dim", p.dim)])?;
+        self.flag("gelu", p.gelu)?;
         self.rotation(p.rotate, p.dim.into())?;
         self.holds("x", op.x, product([p.rows, p.dim, 2]))?;
         self.holds("y", op.y, product([p.rows, p.dim]))

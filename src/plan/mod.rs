@@ -12,11 +12,12 @@
 //!
 //! A plan is text as well ([`Step`] is [`Display`]): `tests/plans` holds one for each family and backend.
 
+mod added_norm;
 mod check;
 mod delta_step;
 #[cfg(any(test, feature = "test-support"))]
 pub mod dry;
-mod linear_swiglu;
+mod linear_glu;
 mod norm_linear;
 mod pack_rows;
 mod rope_attention;
@@ -33,8 +34,7 @@ use std::ops::Range;
 
 use crate::Result;
 use crate::ops::{
-    Access, Attention, CausalConv, DeltaRule, GatedNorm, Linear, Matrix, Op, Operand, RmsNorm, RopeCache,
-    SwiGlu,
+    Access, Attention, CausalConv, DeltaRule, GatedNorm, Glu, Linear, Matrix, Op, Operand, RmsNorm, RopeCache,
 };
 
 /// What a backend fuses, of operations on its buffers `B` and weights `W`. Each question is about a pattern whose own
@@ -60,8 +60,12 @@ pub trait Fuse<B, W> {
     fn norm_linear(&self, _norm: &RmsNorm<'_, B>, _linear: &FusedLinear<'_, B, W, Self>) -> bool {
         false
     }
+    /// Whether the product, which normalises its input, can compute it as a sum with another norm before.
+    fn added_norm(&self, _added: &RmsNorm<'_, B>, _linear: &FusedLinear<'_, B, W, Self>) -> bool {
+        false
+    }
     /// Whether the product of gate and up can apply the activation to its output.
-    fn linear_swiglu(&self, _linear: &FusedLinear<'_, B, W, Self>, _swiglu: &SwiGlu<'_, B>) -> bool {
+    fn linear_glu(&self, _linear: &FusedLinear<'_, B, W, Self>, _glu: &Glu<'_, B>) -> bool {
         false
     }
     /// Whether the product can rotate its input itself, by blocks of `block`.
@@ -127,8 +131,9 @@ pub struct FusedLinear<'a, B, W, F: Fuse<B, W> + ?Sized> {
 pub enum Input<'a, B, P> {
     /// x is multiplied as it is.
     Plain,
-    /// The norm's input takes the place of x; `keep`: the normalised row is written to the norm's y as well.
-    Norm { norm: RmsNorm<'a, B>, keep: bool },
+    /// The norm's input takes the place of x; `keep`: the normalised row is written to the norm's y as well. That input
+    /// may be what `added` makes of the row before, and is written to its y then.
+    Norm { norm: RmsNorm<'a, B>, keep: bool, added: Option<RmsNorm<'a, B>> },
     /// The step before leaves its row with the rotation's signs, in memory of the backend's own; the rest of the
     /// rotation, by blocks of `block`, is done here. `keep`: the rotated row is written to x as well.
     Rotate { block: u32, keep: bool },
@@ -136,9 +141,9 @@ pub enum Input<'a, B, P> {
     Packed(P),
 }
 
-/// SwiGLU of a product's output, which takes the place of that output.
+/// GLU of a product's output, which takes the place of that output.
 pub struct Activation<'a, B> {
-    pub swiglu: SwiGlu<'a, B>,
+    pub glu: Glu<'a, B>,
     /// The next product does the rotation but for its signs ([`Input::Rotate`]).
     pub rotated_by_next: bool,
 }
@@ -183,7 +188,8 @@ pub fn fuse_steps<'a, B: Operand, W: Matrix, F: Fuse<B, W>>(
     fuse: &F,
 ) {
     norm_linear::rewrite(steps, later, fuse);
-    linear_swiglu::rewrite(steps, later, fuse);
+    added_norm::rewrite(steps, fuse);
+    linear_glu::rewrite(steps, later, fuse);
     rope_attention::rewrite(steps, later, fuse);
     rotate_linear::rewrite(steps, later, fuse);
     delta_step::rewrite(steps, later, fuse);
@@ -241,12 +247,13 @@ impl<'a, B: Operand, W: Matrix, F: Fuse<B, W>> Step<'a, B, W, F> {
             Self::Op { op, .. } => vec![*op],
             Self::Pack(_) => Vec::new(),
             Self::Linear(fused) => {
-                let norm = match &fused.input {
-                    Input::Norm { norm, .. } => Some(Op::RmsNorm(*norm)),
-                    Input::Plain | Input::Rotate { .. } | Input::Packed(_) => None,
+                let norms = match &fused.input {
+                    Input::Norm { norm, added, .. } => [*added, Some(*norm)],
+                    Input::Plain | Input::Rotate { .. } | Input::Packed(_) => [None, None],
                 };
-                let swiglu = fused.activation.as_ref().map(|activation| Op::SwiGlu(activation.swiglu));
-                norm.into_iter().chain([Op::Linear(fused.linear)]).chain(swiglu).collect()
+                let norms = norms.into_iter().flatten().map(Op::RmsNorm);
+                let glu = fused.activation.as_ref().map(|activation| Op::Glu(activation.glu));
+                norms.chain([Op::Linear(fused.linear)]).chain(glu).collect()
             }
             Self::RopeAttention(fused) => vec![Op::RopeCache(fused.rope), Op::Attention(fused.attention)],
             Self::DeltaStep(fused) => {

@@ -13,12 +13,13 @@ pub fn rewrite<B: Operand, W: Matrix, F: Fuse<B, W>>(
         let (before, rest) = steps.split_at_mut(i + 2);
         if let [Step::Op { op: Op::RmsNorm(norm), .. }, Step::Linear(linear)] = &mut before[i..]
             && matches!(linear.input, Input::Plain)
+            && norm.residual.is_none()
             && same(linear.linear.x, norm.y)
             && linear.product.rows == (0..norm.params.rows)
             && norm.params.dim as usize == linear.linear.weight.cols()
             && fuse.norm_linear(norm, linear)
         {
-            linear.input = Input::Norm { norm: *norm, keep: read_by(rest, later, norm.y) };
+            linear.input = Input::Norm { norm: *norm, keep: read_by(rest, later, norm.y), added: None };
             steps.remove(i);
         }
         i += 1;

@@ -58,9 +58,9 @@ fn output<'a, B, W>(op: &Op<'a, B, W>) -> Option<(&'a B, u32)> {
         Op::RmsNorm(op) => Some((op.y, op.params.rows)),
         Op::Rotate(op) => Some((op.y, op.params.rows)),
         Op::Attention(op) => Some((op.y, op.params.rows)),
-        Op::SwiGlu(op) => Some((op.y, op.params.rows)),
+        Op::Glu(op) => Some((op.y, op.params.rows)),
         Op::GatedNorm(op) => Some((op.y, op.params.rows)),
-        Op::Linear(_) | Op::RopeCache(_) | Op::CausalConv(_) | Op::DeltaRule(_) => None,
+        Op::Linear(_) | Op::QkNorm(_) | Op::RopeCache(_) | Op::CausalConv(_) | Op::DeltaRule(_) => None,
     }
 }
 

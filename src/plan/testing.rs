@@ -39,7 +39,11 @@ impl Fuse<Buffer, Weight> for Everything {
         !self.pack
     }
 
-    fn linear_swiglu(&self, _: &FusedLinear<'_, Buffer, Weight, Self>, _: &SwiGlu<'_, Buffer>) -> bool {
+    fn added_norm(&self, _: &RmsNorm<'_, Buffer>, _: &FusedLinear<'_, Buffer, Weight, Self>) -> bool {
+        !self.pack
+    }
+
+    fn linear_glu(&self, _: &FusedLinear<'_, Buffer, Weight, Self>, _: &Glu<'_, Buffer>) -> bool {
         true
     }
 
@@ -90,7 +94,7 @@ impl Pass {
     pub fn norm<'a>(&self, x: &'a Buffer, weight: &'a Buffer, y: &'a Buffer, rows: u32) -> Recorded<'a> {
         let dim = weight.elements() as u32;
         let params = RmsNormParams { rows, dim, eps: 1e-5, weight_offset: 0.0, rotate: 0 };
-        RmsNorm { x, weight, y, params }.into()
+        RmsNorm { x, weight, residual: None, y, params }.into()
     }
 
     pub fn linear<'a>(
@@ -106,9 +110,9 @@ impl Pass {
         Linear { x, weight, bias: None, y, params }.into()
     }
 
-    pub fn swiglu<'a>(&self, x: &'a Buffer, y: &'a Buffer, rows: u32, rotate: u32) -> Recorded<'a> {
-        let params = SwiGluParams { rows, dim: x.elements() as u32 / 2 / rows, rotate };
-        SwiGlu { x, y, params }.into()
+    pub fn glu<'a>(&self, x: &'a Buffer, y: &'a Buffer, rows: u32, rotate: u32) -> Recorded<'a> {
+        let params = GluParams { rows, dim: x.elements() as u32 / 2 / rows, rotate, gelu: 0 };
+        Glu { x, y, params }.into()
     }
 
     pub fn heads(&self) -> Heads {
@@ -168,6 +172,9 @@ impl Heads {
             context: 8,
             eps: 1e-5,
             weight_offset: 0.0,
+            amplitude: 1.0,
+            query_beta: 0.0,
+            query_context: 0.0,
         };
         let Self { qkv, inv_freq, rows, k_cache, v_cache, .. } = self;
         RopeCache { qkv, q_norm: None, k_norm: None, inv_freq, rows, k_cache, v_cache, params }.into()
@@ -183,6 +190,7 @@ impl Heads {
             stride: 128,
             q_stride: 32,
             context: 8,
+            window: 0,
             scale: 1.0,
             gated: 0,
             rotate,

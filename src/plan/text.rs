@@ -15,6 +15,24 @@ impl Display for Rotation {
     }
 }
 
+/// `, the last 1024 positions`, or nothing.
+struct Window(u32);
+
+impl Display for Window {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.0 > 0 { write!(f, ", the last {} positions", self.0) } else { Ok(()) }
+    }
+}
+
+/// `, gelu`, or nothing.
+struct Gelu(u32);
+
+impl Display for Gelu {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.0 > 0 { write!(f, ", gelu") } else { Ok(()) }
+    }
+}
+
 impl<B, W: Matrix> Display for Op<'_, B, W> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "{} ", self.name())?;
@@ -22,8 +40,10 @@ impl<B, W: Matrix> Display for Op<'_, B, W> {
             Op::Embed(op) => write!(f, "{} of {}", op.params.rows, op.table.parts()[0]),
             Op::GatherRows(op) => write!(f, "{} x {}", op.params.rows, op.params.dim),
             Op::RmsNorm(op) => {
-                write!(f, "{} x {}{}", op.params.rows, op.params.dim, Rotation(op.params.rotate))
+                write!(f, "{} x {}{}", op.params.rows, op.params.dim, Rotation(op.params.rotate))?;
+                if op.residual.is_some() { write!(f, ", added") } else { Ok(()) }
             }
+            Op::QkNorm(op) => write!(f, "{} x {} and {}", op.params.rows, op.params.q_dim, op.params.k_dim),
             Op::Rotate(op) => {
                 write!(f, "{} x {}{}", op.params.rows, op.params.dim, Rotation(op.params.rotate))
             }
@@ -34,10 +54,12 @@ impl<B, W: Matrix> Display for Op<'_, B, W> {
             }
             Op::Attention(op) => {
                 let p = op.params;
-                write!(f, "{} x {} heads of {}{}", p.rows, p.heads, p.head_dim, Rotation(p.rotate))
+                write!(f, "{} x {} heads of {}", p.rows, p.heads, p.head_dim)?;
+                write!(f, "{}{}", Window(p.window), Rotation(p.rotate))
             }
-            Op::SwiGlu(op) => {
-                write!(f, "{} x {}{}", op.params.rows, op.params.dim, Rotation(op.params.rotate))
+            Op::Glu(op) => {
+                let p = op.params;
+                write!(f, "{} x {}{}{}", p.rows, p.dim, Gelu(p.gelu), Rotation(p.rotate))
             }
             Op::CausalConv(op) => write!(f, "{} x {}", op.params.rows, op.params.channels),
             Op::DeltaRule(op) => {
@@ -87,7 +109,10 @@ impl<B, W: Matrix, F: Fuse<B, W>> Display for FusedLinear<'_, B, W, F> {
         let kept = |keep: bool| if keep { " (kept)" } else { "" };
         match &self.input {
             Input::Plain | Input::Packed(_) => {}
-            Input::Norm { norm, keep } => {
+            Input::Norm { norm, keep, added } => {
+                if added.is_some() {
+                    write!(f, "rms_norm, added > ")?;
+                }
                 write!(f, "rms_norm{}{} > ", Rotation(norm.params.rotate), kept(*keep))?;
             }
             Input::Rotate { block, keep } => write!(f, "rotate {block}{} > ", kept(*keep))?,
@@ -106,7 +131,8 @@ impl<B, W: Matrix, F: Fuse<B, W>> Display for FusedLinear<'_, B, W, F> {
             write!(f, ", added to y")?;
         }
         let Some(activation) = &self.activation else { return Ok(()) };
-        write!(f, " > swiglu{}", Signs(activation.rotated_by_next, activation.swiglu.params.rotate))
+        let p = activation.glu.params;
+        write!(f, " > glu{}{}", Gelu(p.gelu), Signs(activation.rotated_by_next, p.rotate))
     }
 }
 
@@ -123,7 +149,8 @@ impl<B> Display for RopeAttention<'_, B> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Attention { params: p, .. } = self.attention;
         let rotation = Signs(self.rotated_by_next, p.rotate);
-        write!(f, "rope_cache > attention {} x {} heads of {}{rotation}", p.rows, p.heads, p.head_dim)
+        let window = Window(p.window);
+        write!(f, "rope_cache > attention {} x {} heads of {}{window}{rotation}", p.rows, p.heads, p.head_dim)
     }
 }
 

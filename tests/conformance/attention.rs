@@ -6,13 +6,16 @@ use crate::harness::{Checks, Device, Random, SUMS, f64s, rotated};
 /// Rows of two slots at different positions, over a cache that holds more than they may see.
 pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
     let mut random = Random::new(8);
-    for (heads, kv_heads, head_dim, gated, rotate, places) in [
-        (1, 1, 1, 0, 0, [(0, 1, 0), (1, 1, 0)]),
-        (6, 2, 32, 0, 64, [(1, 1, 36), (0, 1, 3)]),
-        (3, 1, 31, 1, 0, [(1, 7, 0), (0, 1, 30)]),
-        (8, 4, 64, 0, 512, [(0, 65, 0), (1, 3, 33)]),
-        (4, 2, 256, 1, 512, [(0, 1, 69), (1, 5, 64)]),
-        (32, 8, 128, 0, 0, [(1, 1, 69), (0, 1, 0)]),
+    for (heads, kv_heads, head_dim, gated, rotate, window, places) in [
+        (1, 1, 1, 0, 0, 0, [(0, 1, 0), (1, 1, 0)]),
+        (6, 2, 32, 0, 64, 0, [(1, 1, 36), (0, 1, 3)]),
+        (3, 1, 31, 1, 0, 5, [(1, 7, 0), (0, 1, 30)]),
+        (8, 4, 64, 0, 512, 0, [(0, 65, 0), (1, 3, 33)]),
+        (8, 4, 64, 0, 0, 33, [(0, 65, 0), (1, 3, 33)]),
+        (4, 2, 256, 1, 512, 0, [(0, 1, 69), (1, 5, 64)]),
+        (4, 2, 256, 0, 512, 1, [(0, 1, 69), (1, 5, 64)]),
+        (32, 8, 128, 0, 0, 0, [(1, 1, 69), (0, 1, 0)]),
+        (32, 8, 128, 0, 0, 60, [(1, 1, 69), (0, 1, 0)]),
     ] {
         let (context, q_stride) = (70, head_dim * (1 + gated));
         let stride = heads * q_stride + 2 * kv_heads * head_dim;
@@ -36,6 +39,7 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
             stride: stride as u32,
             q_stride: q_stride as u32,
             context: context as u32,
+            window,
             scale: 2.0,
             gated: gated as u32,
             rotate,
@@ -80,12 +84,13 @@ pub fn reference(
             let at = (slot * kv_heads + h / (heads / kv_heads)) * context * head_dim;
             let q = &qkv[r * stride + h * q_stride..][..q_stride];
             let dot = |p: usize| (0..head_dim).map(|i| q[i] * k[at + p * head_dim + i]).sum::<f64>();
+            let first = if p.window == 0 { 0 } else { (position + 1).saturating_sub(p.window as usize) };
             let scores: Vec<f64> =
-                (0..=*position).map(|position| f64::from(p.scale) * dot(position)).collect();
+                (first..=*position).map(|position| f64::from(p.scale) * dot(position)).collect();
             let max = scores.iter().fold(f64::MIN, |a, b| a.max(*b));
             let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
             for i in 0..head_dim {
-                let weighted = |(p, s): (usize, &f64)| (s - max).exp() * v[at + p * head_dim + i];
+                let weighted = |(p, s): (usize, &f64)| (s - max).exp() * v[at + (first + p) * head_dim + i];
                 let o: f64 = scores.iter().enumerate().map(weighted).sum();
                 row.push(o / sum * if p.gated == 1 { 1.0 / (1.0 + (-q[head_dim + i]).exp()) } else { 1.0 });
             }

@@ -11,9 +11,15 @@ const SEGMENTS: [[usize; 2]; 2] = [[129, 64], [70, 33]];
 
 pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
     let mut random = Random::new(27);
-    for (heads, kv_heads, head_dim, gated, rotate) in
-        [(4, 2, 64, 0, 0), (3, 1, 80, 1, 0), (4, 1, 128, 0, 512), (2, 1, 256, 1, 512)]
-    {
+    for (heads, kv_heads, head_dim, gated, rotate, window) in [
+        (4, 2, 64, 0, 0, 0),
+        (3, 1, 80, 1, 0, 70),
+        (4, 1, 128, 0, 512, 0),
+        (4, 1, 128, 0, 0, 1),
+        (2, 1, 128, 0, 0, 64),
+        (2, 1, 256, 1, 512, 0),
+        (2, 1, 256, 0, 512, 33),
+    ] {
         let (context, q_stride) = (200, head_dim * (1 + gated));
         let k_offset = heads * q_stride;
         let v_offset = k_offset + kv_heads * head_dim;
@@ -55,6 +61,9 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
             context,
             eps: 1e-6,
             weight_offset: 0.0,
+            amplitude: 1.0,
+            query_beta: 0.0,
+            query_context: 1.0,
         };
         let params = AttentionParams {
             rows: rows as u32,
@@ -65,6 +74,7 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
             stride,
             q_stride,
             context,
+            window,
             scale: 0.3,
             gated: gated as u32,
             rotate,

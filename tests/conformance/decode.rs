@@ -49,6 +49,28 @@ const NET: &str = r#"{
     "linear_key_head_dim": 40, "linear_value_head_dim": 24, "linear_conv_kernel_dim": 3
 }"#;
 
+/// Norms after as well, windows in every other layer.
+const GEMMA3: &str = r#"{
+    "model_type": "gemma3_text", "vocab_size": 311, "hidden_size": 256, "intermediate_size": 544, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "query_pre_attn_scalar": 80,
+    "sliding_window": 100, "sliding_window_pattern": 2, "max_position_embeddings": 1024
+}"#;
+
+/// Norms after only, and over whole projections.
+const OLMO2: &str = r#"{
+    "model_type": "olmo2", "vocab_size": 311, "hidden_size": 192, "intermediate_size": 320, "num_hidden_layers": 2,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 1024
+}"#;
+
+/// Queries that grow, scaled angles.
+const MINISTRAL3: &str = r#"{
+    "model_type": "ministral3", "vocab_size": 311, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 128, "sliding_window": 300, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 1e6, "factor": 4, "original_max_position_embeddings": 64,
+        "llama_4_scaling_beta": 0.1
+    }
+}"#;
+
 /// A configuration, the specs of its linear layers and of its head, sequences, steps, and tokens of the first's prompt.
 type Case = (&'static str, &'static str, &'static str, usize, usize, usize);
 
@@ -75,6 +97,12 @@ const CASES: &[Case] = &[
     (QWEN35, "3-512@universal", "2-256@universal", 4, 6, 310),
     (NET, "2-256@subspace", "2-16@universal", 1, 6, 40),
     (NET, "2-256@universal", "2-16@universal", 3, 6, 40),
+    (GEMMA3, "2-256@universal", "2-256@universal", 1, 6, 310),
+    (GEMMA3, "2-256@universal", "2-256@universal", 1, 6, 98), // into the window
+    (GEMMA3, "2-256@subspace", "2-256@universal", 3, 4, 310),
+    (OLMO2, "2-256@universal", "2-256@universal", 1, 6, 253),
+    (OLMO2, "2-64@universal+norotate", "2-256@universal", 6, 4, 310),
+    (MINISTRAL3, "2-256@universal", "2-256@universal", 1, 4, 310),
 ];
 
 pub fn cases<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
@@ -94,6 +122,8 @@ pub fn near<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
         (QWEN3, "4-256@universal+norotate", "2-512@universal", 7, 2, 20),
         (QWEN35, "3-512@universal", "2-256@universal", 4, 2, 20),
         (NET, "2-256@universal", "2-16@universal", 3, 2, 20),
+        (GEMMA3, "2-256@universal", "2-256@universal", 1, 2, 120),
+        (OLMO2, "2-256@universal", "2-256@universal", 1, 2, 20),
         FAR,
     ];
     run(device, checks, &cases);
@@ -107,6 +137,8 @@ pub fn few<B: Backend + Clone>(device: &Device<B>, checks: &mut Checks) {
         (LLAMA, "2-64@universal", "2-64@universal", 1, 2, 511),
         (QWEN3, "2-256@subspace", "2-256@universal", 2, 2, 20),
         (QWEN35, "2-256@universal", "2-256@universal", 1, 2, 40),
+        (GEMMA3, "2-256@universal", "2-256@universal", 1, 2, 300),
+        (OLMO2, "2-256@universal", "2-256@universal", 1, 2, 20),
     ];
     run(device, checks, &cases);
 }

@@ -227,7 +227,7 @@ macro_rules! conformance {
             $open,
             [
                 attention, causal_conv, delta_rule, dense_matmul, embed, forward, gated_norm, gather_rows, pq_matmul,
-                pq_matvec, rms_norm, rope_cache, rotate, swiglu, top_k
+                pq_matvec, qk_norm, rms_norm, rope_cache, rotate, glu, top_k
             ],
             $crate::harness::EXACT
         );

@@ -15,6 +15,7 @@ mod embed;
 mod forward;
 mod gated_norm;
 mod gather_rows;
+mod glu;
 mod harness;
 mod linear;
 #[cfg(feature = "wgpu")]
@@ -23,6 +24,7 @@ mod pq_matmul;
 mod pq_matvec;
 #[cfg(feature = "cuda")]
 mod pq_ways;
+mod qk_norm;
 #[cfg(feature = "cuda")]
 mod quantize;
 mod rms_norm;
@@ -32,7 +34,6 @@ mod rotate;
 #[path = "../support/skip.rs"]
 mod skip;
 mod soak;
-mod swiglu;
 mod top_k;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -63,7 +64,7 @@ conformance!(
         rms_norm,
         rope_cache,
         rotate,
-        swiglu
+        glu
     ],
     harness::EXACT
 );

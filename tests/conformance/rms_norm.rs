@@ -23,13 +23,28 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
         let (x, weight) = (random.values(rows * dim), random.values(dim));
         let params = RmsNormParams { rows: rows as u32, dim: dim as u32, eps: 1e-5, weight_offset, rotate };
         let (x_buffer, w_buffer, y) = (device.floats(&x), device.floats(&weight), device.poison(rows * dim));
-        device.run(RmsNorm { x: &x_buffer, weight: &w_buffer, y: &y, params });
+        let residual = random.values(rows * dim);
+        let r_buffer = device.floats(&residual);
+        device.run(RmsNorm { x: &x_buffer, weight: &w_buffer, residual: None, y: &y, params });
         let expected: Vec<f64> = f64s(&x)
             .chunks_exact(dim)
             .flat_map(|x| rotated(rotate, &norm(x, &weight, weight_offset, 1e-5f32)))
             .collect();
         checks.close(
             &format!("{params:?}"),
+            &[rows, dim],
+            &expected,
+            &device.read(&y, rows * dim),
+            ELEMENTWISE,
+        );
+        if rotate > 0 {
+            continue;
+        }
+        let y = device.poison(rows * dim);
+        device.run(RmsNorm { x: &x_buffer, weight: &w_buffer, residual: Some(&r_buffer), y: &y, params });
+        let expected: Vec<f64> = expected.iter().zip(f64s(&residual)).map(|(x, r)| x + r).collect();
+        checks.close(
+            &format!("{params:?}, added"),
             &[rows, dim],
             &expected,
             &device.read(&y, rows * dim),

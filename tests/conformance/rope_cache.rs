@@ -9,14 +9,15 @@ const ANGLES: Tolerance = Tolerance { abs: 2e-4, rel: 0.0 };
 
 pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
     let mut random = Random::new(9);
-    for (rows, heads, kv_heads, head_dim, rotary_dim, gated, normed) in [
-        (5, 1, 1, 2, 2, 0, false),
-        (5, 6, 2, 32, 32, 0, true),
-        (5, 3, 1, 31, 6, 1, false),
-        (5, 4, 2, 256, 64, 1, true),
-        (5, 32, 8, 128, 128, 0, false),
-        (70, 3, 1, 31, 6, 1, true),
-        (70, 5, 1, 256, 64, 0, true),
+    for (rows, heads, kv_heads, head_dim, rotary_dim, gated, normed, amplitude, query_beta) in [
+        (5, 1, 1, 2, 2, 0, false, 1.0, 0.0),
+        (5, 6, 2, 32, 32, 0, true, 1.0, 0.0),
+        (5, 3, 1, 31, 6, 1, false, 1.0, 0.5),
+        (5, 4, 2, 256, 64, 1, true, 1.0, 0.0),
+        (5, 32, 8, 128, 128, 0, false, 1.25, 0.0),
+        (70, 3, 1, 31, 6, 1, true, 0.5, 0.1),
+        (70, 5, 1, 256, 64, 0, true, 1.0, 0.0),
+        (70, 4, 2, 64, 0, 0, false, 1.0, 0.0),
     ] {
         let (context, q_stride) = (1001, head_dim * (1 + gated));
         let places: Vec<(u32, u32)> = [(1, 1000)].into_iter().chain((0..rows - 1).map(|p| (0, p))).collect();
@@ -41,13 +42,18 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
             context: context as u32,
             eps: 1e-6,
             weight_offset: 1.0,
+            amplitude,
+            query_beta,
+            query_context: 30.0,
         };
         let cache_len = 2 * kv_heads * context * head_dim;
         let before = random.values(cache_len);
         let (buffer, k_cache, v_cache) =
             (device.floats(&qkv), device.floats(&before), device.floats(&before));
         let (q_buffer, k_buffer) = (device.floats(&q_norm), device.floats(&k_norm));
-        let (f_buffer, r_buffer) = (device.floats(&inv_freq), device.words(&words));
+        // A table has an element even if none is turned.
+        let table = if inv_freq.is_empty() { &[f32::NAN][..] } else { &inv_freq };
+        let (f_buffer, r_buffer) = (device.floats(table), device.words(&words));
         device.run(RopeCache {
             qkv: &buffer,
             q_norm: normed.then_some(&q_buffer),
@@ -63,6 +69,7 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
             let half = rotary_dim / 2;
             for i in 0..half {
                 let (sin, cos) = (f64::from(position) * f64::from(inv_freq[i])).sin_cos();
+                let (sin, cos) = (sin * f64::from(amplitude), cos * f64::from(amplitude));
                 (x[i], x[i + half]) = (x[i] * cos - x[i + half] * sin, x[i + half] * cos + x[i] * sin);
             }
             x
@@ -74,7 +81,10 @@ pub fn cases<B: Backend>(device: &Device<B>, checks: &mut Checks) {
         for (r, (slot, position)) in places.iter().enumerate() {
             let row = &qkv[r * stride..][..stride];
             for h in 0..heads {
-                queries.extend(head(&row[h * q_stride..][..head_dim], &q_norm, *position));
+                let steps = f64::from(position / 30);
+                let grown = 1.0 + f64::from(query_beta) * (1.0 + steps).ln();
+                let q = head(&row[h * q_stride..][..head_dim], &q_norm, *position);
+                queries.extend(q.iter().map(|q| grown * q));
                 got.extend_from_slice(&after[r * stride + h * q_stride..][..head_dim]);
                 // What follows a query, its gate, must stay.
                 queries.extend_from_slice(&row[h * q_stride + head_dim..][..q_stride - head_dim]);

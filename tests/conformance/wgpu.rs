@@ -9,6 +9,7 @@ use fasq::backend::wgpu::test_support::{self, Limits};
 use fasq::backend::{Backend, Dtype, WeightData};
 use fasq::config::ModelConfig;
 use fasq::eval::perplexity::{Protocol, perplexity};
+use fasq::family::{Norms, QkNorms};
 use fasq::generate::Tokenizer;
 use fasq::model::random::{Random, Storage};
 use fasq::model::{Batch, Model, Session, SessionOptions, Source};
@@ -72,7 +73,9 @@ pub fn plain() -> Option<Wgpu> {
 
 /// Kernels of a decoded token at most: for each layer, and for embedding, gathering, the last norm and the head.
 fn most_kernels(config: &ModelConfig) -> usize {
-    8 * config.layers.len() + 4
+    let norms = 2 * usize::from(config.family.norms != Norms::Before);
+    let qk_norm = usize::from(config.family.qk_norms == QkNorms::Projection);
+    (8 + norms + qk_norm) * config.layers.len() + 4
 }
 
 /// Each family dense and quantized; and the built-in model, of which each matrix has a spec of its own.

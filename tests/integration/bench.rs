@@ -35,7 +35,7 @@ fn every_operation_of_a_family_is_timed() {
         |shape| table(&["operations", "--shape", shape, "--rows", "1", "--positions", "8", "--repeat", "1"]);
     let (llama, qwen) = (rows("llama3-8b"), rows("qwen3.5-9b"));
     let names = |table: &[Vec<String>]| table[1..].iter().map(|row| row[0].clone()).collect::<Vec<_>>();
-    for name in ["rms_norm", "swiglu", "rope_cache", "attention"] {
+    for name in ["rms_norm", "glu", "rope_cache", "attention"] {
         assert!(names(&llama).contains(&name.to_owned()), "{name}");
     }
     for name in ["causal_conv", "delta_rule", "gated_norm"] {

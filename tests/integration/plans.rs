@@ -28,6 +28,44 @@ const QWEN35: &str = r#"{
     "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4
 }"#;
 
+const QWEN2: &str = r#"{
+    "model_type": "qwen2", "vocab_size": 512, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": true
+}"#;
+
+const MISTRAL: &str = r#"{
+    "model_type": "mistral", "vocab_size": 512, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 1,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "sliding_window": 100
+}"#;
+
+const MINISTRAL3: &str = r#"{
+    "model_type": "ministral3", "vocab_size": 512, "hidden_size": 1024, "intermediate_size": 3072,
+    "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 2, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 1e6, "factor": 4, "original_max_position_embeddings": 128,
+        "llama_4_scaling_beta": 0.1
+    }
+}"#;
+
+const GEMMA3: &str = r#"{
+    "model_type": "gemma3_text", "vocab_size": 512, "hidden_size": 1024, "intermediate_size": 3072,
+    "num_hidden_layers": 2, "sliding_window_pattern": 2, "sliding_window": 100
+}"#;
+
+const PHI3: &str = r#"{
+    "model_type": "phi3", "vocab_size": 512, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 1,
+    "num_attention_heads": 16, "partial_rotary_factor": 0.75
+}"#;
+
+const SMOLLM3: &str = r#"{
+    "model_type": "smollm3", "vocab_size": 512, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 2,
+    "num_attention_heads": 16, "no_rope_layers": [1, 0], "tie_word_embeddings": true
+}"#;
+
+const OLMO2: &str = r#"{
+    "model_type": "olmo2", "vocab_size": 512, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 2,
+    "num_attention_heads": 16
+}"#;
+
 /// A golden file's name, a configuration, and the specs of linear layers and embeddings (none: f16).
 pub const CASES: &[(&str, &str, Option<&str>)] = &[
     ("llama", LLAMA, Some("2-256@universal")),
@@ -35,6 +73,13 @@ pub const CASES: &[(&str, &str, Option<&str>)] = &[
     ("llama-f16", LLAMA, None),
     ("qwen3", QWEN3, Some("2-64@universal")),
     ("qwen3_5", QWEN35, Some("2-256@universal")),
+    ("qwen2", QWEN2, Some("2-256@universal")),
+    ("mistral", MISTRAL, Some("2-256@universal")),
+    ("ministral3", MINISTRAL3, Some("2-256@universal")),
+    ("gemma3", GEMMA3, Some("2-256@universal")),
+    ("phi3", PHI3, Some("2-256@universal")),
+    ("smollm3", SMOLLM3, Some("2-256@universal")),
+    ("olmo2", OLMO2, Some("2-256@universal")),
 ];
 
 /// What is planned: sequences, tokens of each one's batch.

@@ -58,19 +58,29 @@ fn tiles(segment: Segment, heads: usize) -> impl Iterator<Item = Task> {
     })
 }
 
+/// The first position that a row at `position` sees.
+fn first_seen(position: usize, window: u32) -> usize {
+    if window == 0 { 0 } else { (position + 1).saturating_sub(window as usize) }
+}
+
 /// The task's output `[rows, head_dim]`.
 fn attend(task: &Task, p: &AttentionParams, qkv: &[f32], k_cache: &[f32], v_cache: &[f32]) -> Vec<f32> {
     let [kv_heads, head_dim, stride] = [p.kv_heads, p.head_dim, p.stride].map(|v| v as usize);
     let kv_head = task.head / (p.heads as usize / kv_heads);
-    let cache = Cache::from(p).row(task.slot, kv_head, 0);
-    let len = task.position + task.rows;
+    // The first position that the first row sees.
+    let begin = first_seen(task.position, p.window);
+    let cache = Cache::from(p).row(task.slot, kv_head, begin);
+    let len = task.position + task.rows - begin;
     let (k, v) = (&k_cache[cache..][..len * head_dim], &v_cache[cache..][..len * head_dim]);
     let q = &qkv[task.start * stride + task.head * p.q_stride as usize..];
     let mut scores = vec![0.0; task.rows * len];
     matmul((task.rows, head_dim, len), Mat::rows(q, stride), Mat::rows(k, head_dim).t(), &mut scores);
     for (i, row) in scores.chunks_exact_mut(len).enumerate() {
-        let (seen, future) = row.split_at_mut(task.position + i + 1);
+        let position = task.position + i;
+        let (seen, future) = row.split_at_mut(position + 1 - begin);
+        let (past, seen) = seen.split_at_mut(first_seen(position, p.window) - begin);
         softmax(seen, p.scale);
+        past.fill(0.0);
         future.fill(0.0);
     }
     let mut y = vec![0.0; task.rows * head_dim];

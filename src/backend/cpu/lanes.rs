@@ -45,6 +45,13 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
+/// GELU as approximated by tanh: `x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+pub fn gelu(x: f32) -> f32 {
+    // (1 + tanh(u)) / 2 is sigmoid(2 u).
+    const TWICE_ROOT: f32 = 1.595_769_1;
+    x * sigmoid(TWICE_ROOT * (x + 0.044715 * x * x * x))
+}
+
 /// `x * sigmoid(x)`.
 pub fn silu(x: f32) -> f32 {
     x * sigmoid(x)

@@ -10,15 +10,16 @@ mod dense_matmul;
 mod embed;
 mod gated_norm;
 mod gather_rows;
+mod glu;
 mod lanes;
 mod linear;
 mod pq_matmul;
 mod pq_matvec;
+mod qk_norm;
 mod quantize;
 mod rms_norm;
 mod rope_cache;
 mod rotate;
-mod swiglu;
 mod weight;
 
 pub use weight::Weight;
@@ -128,11 +129,12 @@ impl Backend for Cpu {
                 Op::Embed(op) => embed::run(op),
                 Op::GatherRows(op) => gather_rows::run(op),
                 Op::RmsNorm(op) => rms_norm::run(op),
+                Op::QkNorm(op) => qk_norm::run(op),
                 Op::Rotate(op) => rotate::run(op),
                 Op::Linear(op) => linear::run(op),
                 Op::RopeCache(op) => rope_cache::run(op),
                 Op::Attention(op) => attention::run(op),
-                Op::SwiGlu(op) => swiglu::run(op),
+                Op::Glu(op) => glu::run(op),
                 Op::CausalConv(op) => causal_conv::run(op),
                 Op::DeltaRule(op) => delta_rule::run(op),
                 Op::GatedNorm(op) => gated_norm::run(op),

@@ -10,11 +10,16 @@ pub fn run(op: RmsNorm<'_, Buffer>) {
     let dim = params.dim as usize;
     let (x, weight) = (op.x.f32(), op.weight.f32());
     let weight = &weight[..dim];
-    let rows = x.par_chunks_exact(dim).take(params.rows as usize);
-    rows.zip(op.y.f32_mut().par_chunks_exact_mut(dim)).for_each(|(x, y)| {
+    let residual = op.residual.map(Buffer::f32);
+    let residual = residual.as_deref();
+    let rows = x.par_chunks_exact(dim).take(params.rows as usize).enumerate();
+    rows.zip(op.y.f32_mut().par_chunks_exact_mut(dim)).for_each(|((i, x), y)| {
         y.copy_from_slice(x);
         row(y, weight, params.weight_offset, params.eps);
         rotate::row(params.rotate, y);
+        if let Some(residual) = residual {
+            y.iter_mut().zip(&residual[i * dim..]).for_each(|(y, residual)| *y += residual);
+        }
     });
 }
 

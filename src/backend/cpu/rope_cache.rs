@@ -14,9 +14,18 @@ pub fn run(op: RopeCache<'_, Buffer>) {
     let rows = rows.chunks_exact(2).take(p.rows as usize);
     for (place, row) in rows.zip(op.qkv.f32_mut().chunks_mut(p.stride as usize)) {
         let (slot, position) = (place[0] as usize, place[1] as usize);
-        let turns: Vec<(f32, f32)> = inv_freq.iter().map(|freq| (position as f32 * freq).sin_cos()).collect();
+        let turn = |freq: &f32| {
+            let (sin, cos) = (position as f32 * freq).sin_cos();
+            (p.amplitude * sin, p.amplitude * cos)
+        };
+        let turns: Vec<(f32, f32)> = inv_freq.iter().map(turn).collect();
         for h in 0..p.heads as usize {
-            head(&mut row[h * p.q_stride as usize..][..head_dim], q_norm.as_deref(), &turns, &p);
+            let q = &mut row[h * p.q_stride as usize..][..head_dim];
+            head(q, q_norm.as_deref(), &turns, &p);
+            if p.query_beta != 0.0 {
+                let scale = 1.0 + p.query_beta * (1.0 + (position as f32 / p.query_context).floor()).ln();
+                q.iter_mut().for_each(|q| *q *= scale);
+            }
         }
         for h in 0..kv_heads {
             let at = Cache::from(&p).row(slot, h, position);

@@ -30,9 +30,10 @@ pub fn units(limit: usize) -> Vec<Checked> {
         Source::PqTiles,
         Source::Quantize,
         Source::RmsNorm,
+        Source::QkNorm,
         Source::Rotate,
         Source::StreamRead,
-        Source::SwiGlu,
+        Source::Glu,
         Source::TopK,
     ] {
         all.push((source.unit(), 0));
@@ -114,11 +115,13 @@ pub fn units(limit: usize) -> Vec<Checked> {
                     all.push((matvec.unit.clone(), matvec.shared(matvec.chunk(64))));
                     // A persistent kernel takes ten times as long to compile; these are one of each kind.
                     let kinds = [(1, 16), (2, 64), (2, 256), (3, 4096), (4, 256)];
+                    let shared = matvec.persistent_shared(matvec.persistent_chunk(64));
                     if kinds.contains(&(spec.d, spec.k)) {
-                        all.push((
-                            persistent(&matvec.unit, matvec.table, matvec.warps),
-                            matvec.persistent_shared(matvec.persistent_chunk(64)),
-                        ));
+                        all.push((persistent(&matvec.unit, matvec.table, matvec.warps), shared));
+                    }
+                    if (spec.d, spec.k) == (2, 256) {
+                        let unit = matvec.unit.clone().with("PQ_ADDED_NORM", 1);
+                        all.push((persistent(&unit, matvec.table, matvec.warps), shared));
                     }
                 }
                 Lookup::Subspace => {

@@ -8,8 +8,8 @@ use super::shader::Shader;
 use super::weight::Weight;
 use super::{Buffer, Wgpu};
 use crate::ops::{
-    self, AttentionParams, CausalConv, DeltaRule, Embed, GatedNorm, GatherRows, KernelParams, Op, RmsNorm,
-    RopeCache, Rotate, RotateParams, SwiGlu,
+    self, AttentionParams, CausalConv, DeltaRule, Embed, GatedNorm, GatherRows, Glu, KernelParams, Op,
+    QkNorm, RmsNorm, RopeCache, Rotate, RotateParams,
 };
 use crate::plan::{DeltaStep, Input, RopeAttention, Step};
 use crate::{Error, Result};
@@ -68,11 +68,12 @@ impl Wgpu {
             Op::Embed(op) => self.embed(kernels, op),
             Op::GatherRows(op) => self.gather_rows(kernels, op),
             Op::RmsNorm(op) => self.rms_norm(kernels, op),
+            Op::QkNorm(op) => self.qk_norm(kernels, op),
             Op::Rotate(op) => self.rotate(kernels, op),
             Op::Linear(op) => self.linear(kernels, op),
             Op::RopeCache(op) => self.rope_cache(kernels, op),
             Op::Attention(op) => self.attention(kernels, op),
-            Op::SwiGlu(op) => self.swiglu(kernels, op),
+            Op::Glu(op) => self.glu(kernels, op),
             Op::CausalConv(op) => self.causal_conv(kernels, op),
             Op::DeltaRule(op) => self.delta_rule(kernels, op),
             Op::GatedNorm(op) => self.gated_norm(kernels, op),
@@ -108,9 +109,23 @@ impl Wgpu {
 
     fn rms_norm(&self, kernels: &mut Vec<Kernel>, op: &RmsNorm<'_, Buffer>) -> Result<()> {
         let p = op.params;
-        let args = [Arg::Params(p.words()), Arg::Buffer(op.x), Arg::Buffer(op.weight), Arg::Buffer(op.y)];
+        let args = [
+            Arg::Params(p.words()),
+            Arg::Buffer(op.x),
+            Arg::Buffer(op.weight),
+            Arg::Buffer(op.residual.unwrap_or(&self.0.unused)),
+            Arg::Buffer(op.y),
+        ];
+        let constants = [("HAS_RESIDUAL", op.residual.is_some().into())];
         let grid = [blocks(p.dim, p.rotate), p.rows as usize];
-        self.dispatch(kernels, Shader::RmsNorm, &[], &args, grid)
+        self.dispatch(kernels, Shader::RmsNorm, &constants, &args, grid)
+    }
+
+    fn qk_norm(&self, kernels: &mut Vec<Kernel>, op: &QkNorm<'_, Buffer>) -> Result<()> {
+        let p = op.params;
+        let args =
+            [Arg::Params(p.words()), Arg::Buffer(op.qkv), Arg::Buffer(op.q_norm), Arg::Buffer(op.k_norm)];
+        self.dispatch(kernels, Shader::QkNorm, &[], &args, [2, p.rows as usize])
     }
 
     fn rotate(&self, kernels: &mut Vec<Kernel>, op: &Rotate<'_, Buffer>) -> Result<()> {
@@ -213,11 +228,11 @@ impl Wgpu {
         self.rotate_attention(kernels, op, p.rotate)
     }
 
-    fn swiglu(&self, kernels: &mut Vec<Kernel>, op: &SwiGlu<'_, Buffer>) -> Result<()> {
+    fn glu(&self, kernels: &mut Vec<Kernel>, op: &Glu<'_, Buffer>) -> Result<()> {
         let p = op.params;
         let args = [Arg::Params(p.words()), Arg::Buffer(op.x), Arg::Buffer(op.y)];
         let grid = [blocks(p.dim, p.rotate), p.rows as usize];
-        self.dispatch(kernels, Shader::SwiGlu, &[], &args, grid)
+        self.dispatch(kernels, Shader::Glu, &[], &args, grid)
     }
 
     fn causal_conv(&self, kernels: &mut Vec<Kernel>, op: &CausalConv<'_, Buffer>) -> Result<()> {

@@ -38,6 +38,7 @@ shaders! {
     Embed "embed": "codes", "embed";
     GatherRows "gather_rows": "gather_rows";
     RmsNorm "rms_norm": "rms_norm";
+    QkNorm "qk_norm": "qk_norm";
     Rotate "rotate": "rotate";
     DenseMatmul "dense_matmul": "dense_matmul";
     PqMatvec "pq_matvec": "spans", "pq_matvec";
@@ -50,7 +51,7 @@ shaders! {
     AttentionWide "attention_wide": "piece4", "cache", "attend", "attention";
     RopeAttention "rope_attention": "piece1", "rope", "cache", "attend", "rope_attention";
     RopeAttentionWide "rope_attention_wide": "piece4", "rope", "cache", "attend", "rope_attention";
-    SwiGlu "swiglu": "swiglu";
+    Glu "glu": "glu";
     CausalConv "causal_conv": "causal_conv";
     DeltaRule "delta_rule": "delta_rule";
     DeltaStep "delta_step": "delta_step";

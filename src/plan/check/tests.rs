@@ -25,7 +25,7 @@ fn buffers_must_be_large_enough_and_apart() {
     let fine = [
         pass.norm(&x, &norm, &y, 4),
         pass.linear(&x, &weight, &y, 4, true),
-        pass.swiglu(&x, &small, 1, 16),
+        pass.glu(&x, &small, 1, 16),
         heads.rope(),
         heads.attention(64),
     ];
@@ -37,8 +37,8 @@ fn buffers_must_be_large_enough_and_apart() {
     refuses(pass.norm(&x, &norm, &x, 4), &NONE, &["rms_norm: y", "of its own", "x"]);
     refuses(pass.norm(&x, &norm, &y, 0), &NONE, &["rms_norm: rows", "at least 1", "0"]);
     refuses(pass.linear(&x, &stacked, &y, 4, false), &NONE, &["linear: y", "at least 256", "64"]);
-    refuses(pass.swiglu(&x, &small, 1, 64), &NONE, &["swiglu: rotate", "divides 32", "64"]);
-    refuses(pass.swiglu(&x, &small, 1, 12), &NONE, &["swiglu: rotate", "power of two", "12"]);
+    refuses(pass.glu(&x, &small, 1, 64), &NONE, &["glu: rotate", "divides 32", "64"]);
+    refuses(pass.glu(&x, &small, 1, 12), &NONE, &["glu: rotate", "power of two", "12"]);
     let Op::Linear(linear) = pass.linear(&x, &weight, &y, 4, false) else { panic!("a linear layer") };
     let params = LinearParams { y_offset: 1, ..linear.params };
     refuses(Linear { params, ..linear }.into(), &NONE, &["linear: y_stride", "at least 17", "16"]);
@@ -103,7 +103,7 @@ fn a_backends_limits_are_named() {
     refuses(heads.rope(), &head_dim, &["rope_cache: head_dim", "at most 31", "32"]);
     refuses(heads.attention(0), &head_dim, &["attention: head_dim", "at most 31", "32"]);
     let rotation = limits(|limits| limits.rotation = Some(32));
-    refuses(pass.swiglu(&x, &y, 1, 64), &rotation, &["swiglu: rotate", "at most 32", "64"]);
+    refuses(pass.glu(&x, &y, 1, 64), &rotation, &["glu: rotate", "at most 32", "64"]);
     refuses(heads.attention(64), &rotation, &["attention: rotate", "at most 32", "64"]);
     let taps = limits(|limits| limits.conv_taps = Some(3));
     refuses(conv, &taps, &["causal_conv: kernel", "at most 3", "4"]);

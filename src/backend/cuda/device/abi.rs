@@ -3,8 +3,8 @@
 //! Both come from one declaration, in Rust and in CUDA C++ ([`CUDA`]).
 
 use crate::ops::{
-    EmbedParams, GatherRowsParams, KernelParams, LinearParams, RmsNormParams, RopeCacheParams, RotateParams,
-    SwiGluParams,
+    EmbedParams, GatherRowsParams, GluParams, KernelParams, LinearParams, QkNormParams, RmsNormParams,
+    RopeCacheParams, RotateParams,
 };
 
 /// An address on the device, 0 for none.
@@ -144,8 +144,17 @@ kernel_structs! {
     RmsNormCall {
         x: Address = "const f32*",
         weight: Address = "const f32*",
+        /// What the norm is added to, or null.
+        residual: Address = "const f32*",
         y: Address = "f32*",
         params: RmsNormParams = "RmsNormParams",
+    }
+    /// Arguments of the phase qk_norm.
+    QkNormCall {
+        qkv: Address = "f32*",
+        q_norm: Address = "const f32*",
+        k_norm: Address = "const f32*",
+        params: QkNormParams = "QkNormParams",
     }
     /// Arguments of the phase rotate.
     RotateCall {
@@ -153,11 +162,11 @@ kernel_structs! {
         y: Address = "f32*",
         params: RotateParams = "RotateParams",
     }
-    /// Arguments of the phase swiglu.
-    SwiGluCall {
+    /// Arguments of the phase glu.
+    GluCall {
         x: Address = "const f32*",
         y: Address = "f32*",
-        params: SwiGluParams = "SwiGluParams",
+        params: GluParams = "GluParams",
     }
     /// Arguments of the phase pq_row: one row times a product-quantized matrix.
     PqRowCall {
@@ -165,7 +174,7 @@ kernel_structs! {
         codebook: Address = "const u32*",
         scales: Address = "const u16*",
         bias: Address = "const f32*",
-        x: Address = "const f32*",
+        x: Address = "f32*",
         y: Address = "f32*",
         out: u64 = "u64",
         cols: u64 = "u64",
@@ -175,6 +184,12 @@ kernel_structs! {
         params: LinearParams = "LinearParams",
         /// Of a norm, or null.
         weight: Address = "const f32*",
+        /// The weight of a norm of `added`, or null: then the row is `residual` plus that norm, and is written to x.
+        added_weight: Address = "const f32*",
+        added: Address = "const f32*",
+        residual: Address = "const f32*",
+        added_eps: f32 = "f32",
+        added_offset: f32 = "f32",
         /// Where the row is wanted as it is multiplied, or null.
         prepared: Address = "f32*",
         /// The codes of the next matrix, or null.
@@ -185,8 +200,9 @@ kernel_structs! {
         rotate: u32 = "u32",
         /// 0: x is multiplied as it is.
         prepare: u32 = "u32",
-        /// 1: y = silu(first half of the rows) * second half.
+        /// 1: y = f(first half of the rows) * second half, with SiLU as f, or GELU if `gelu` is 1.
         paired: u32 = "u32",
+        gelu: u32 = "u32",
         /// 1: y gets the signs of the next matrix's rotation.
         with_signs: u32 = "u32",
         /// Of the next matrix.
@@ -228,6 +244,8 @@ kernel_structs! {
         partial: Address = "f32*",
         sums: Address = "f32*",
         score_scale: f32 = "f32",
+        /// Positions that the row sees, 0 for all.
+        window: u32 = "u32",
         gated: u32 = "u32",
         with_signs: u32 = "u32",
         /// Query heads of a block.

@@ -62,9 +62,10 @@ sources!(
     Quantize "quantize",
     RmsNorm "rms_norm",
     RopeCache "rope_cache",
+    QkNorm "qk_norm",
     Rotate "rotate",
     StreamRead "stream_read",
-    SwiGlu "swiglu",
+    Glu "glu",
     TopK "top_k",
 );
 

@@ -162,6 +162,12 @@ impl Matvec {
         self.stage / 32 * 40
     }
 
+    /// Whether pq_row.cu can prepare a row of `cols` that is a sum with a norm: each warp has a span of it at once.
+    pub fn adds_norms(&self, cols: usize) -> bool {
+        let code_tiles = cols.div_ceil(TILE_CODES * self.d as usize) as u32;
+        cols <= self.warps as usize * SPAN && self.persistent_chunk(code_tiles) == self.passes(code_tiles)
+    }
+
     /// Whether pq_row.cu can prepare a row that is rotated by blocks of `rotate`: a warp takes a span.
     pub fn prepares(&self, rotate: u32) -> bool {
         matches!(self.d, 1 | 2 | 4 | 8) && rotate as usize <= SPAN

@@ -9,7 +9,7 @@ use crate::backend::cuda::device::abi::TILE_ROWS;
 use crate::backend::cuda::device::launch::{Commands, Gemm, Launch};
 use crate::backend::cuda::device::memory::{Memory, address};
 use crate::backend::cuda::device::unit::Source;
-use crate::ops::{KernelParams, LinearParams, RmsNorm, SwiGlu};
+use crate::ops::{Glu, KernelParams, LinearParams, RmsNorm};
 use crate::plan::{Fuse, FusedLinear, Input};
 use crate::tensor::Dtype;
 use crate::{Error, Result};
@@ -63,7 +63,7 @@ impl Io<'_> {
 #[derive(Clone, Copy)]
 struct Besides<'a> {
     norm: Option<&'a RmsNorm<'a, Buffer>>,
-    swiglu: Option<&'a SwiGlu<'a, Buffer>>,
+    glu: Option<&'a Glu<'a, Buffer>>,
 }
 
 impl Lowering {
@@ -88,9 +88,9 @@ impl Lowering {
             Input::Packed(packing) => (None, Some(self.packed(*packing, rows, cols)?)),
             Input::Rotate { .. } => return Err(cannot("rotate its input")),
         };
-        let swiglu = fused.activation.as_ref().map(|activation| &activation.swiglu);
+        let glu = fused.activation.as_ref().map(|activation| &activation.glu);
         let parts = &linear.weight.parts[product.parts.clone()];
-        self.multiply(c, product.algorithm, parts, &io, packed.as_ref(), Besides { norm, swiglu })
+        self.multiply(c, product.algorithm, parts, &io, packed.as_ref(), Besides { norm, glu })
     }
 
     /// Some parts of a weight, of which the algorithm takes several together or one, with x in the algorithm's layout.
@@ -105,14 +105,14 @@ impl Lowering {
     ) -> Result<()> {
         let there = || packed.ok_or_else(|| cannot("read rows that are not packed"));
         let [part] = parts else {
-            return self.pq_matvec_subspace(c, parts, io, besides.norm, besides.swiglu);
+            return self.pq_matvec_subspace(c, parts, io, besides.norm, besides.glu);
         };
         if let Kind::Pq(Pq { lookup: Lookup::Subspace, .. }) = &part.kind
             && algorithm == MatmulAlgorithm::Matvec
         {
-            return self.pq_matvec_subspace(c, parts, io, besides.norm, besides.swiglu);
+            return self.pq_matvec_subspace(c, parts, io, besides.norm, besides.glu);
         }
-        if besides.norm.is_some() || besides.swiglu.is_some() {
+        if besides.norm.is_some() || besides.glu.is_some() {
             return Err(cannot("take in its neighbours"));
         }
         match (algorithm, &part.kind) {
@@ -152,7 +152,7 @@ impl Lowering {
             self.packed(packing, rows, io.cols)
         });
         let packed = packed.transpose()?;
-        let besides = Besides { norm: None, swiglu: None };
+        let besides = Besides { norm: None, glu: None };
         self.multiply(c, algorithm, std::slice::from_ref(part), io, packed.as_ref(), besides)
     }
 

@@ -26,7 +26,7 @@ pub use linear::Io;
 pub use linear::dtype_number;
 pub use matmul::{MatmulAlgorithm, SINGLE_ROWS, Tiles, pack_unit};
 pub use packing::Packing;
-pub use rows::{gather_rows_shape, rms_norm_shape, row_threads, spans_shape, swiglu_shape};
+pub use rows::{gather_rows_shape, glu_shape, qk_norm_shape, rms_norm_shape, row_threads, spans_shape};
 pub use weight::Weight;
 
 use super::device::memory::Memory;

@@ -1,4 +1,4 @@
-//! Operations on rows by themselves: norms, rotation, SwiGLU, selection.
+//! Operations on rows by themselves: norms, rotation, GLU, selection.
 
 use super::{Lowering, Packing, few, kernels};
 use crate::Result;
@@ -8,8 +8,8 @@ use crate::backend::cuda::device::memory::Memory;
 use crate::backend::cuda::device::unit::Source;
 use crate::backend::cuda::lower::Buffer;
 use crate::ops::{
-    GatedNorm, GatherRows, GatherRowsParams, KernelParams, RmsNorm, RmsNormParams, Rotate, RotateParams,
-    SwiGlu, SwiGluParams,
+    GatedNorm, GatherRows, GatherRowsParams, Glu, GluParams, KernelParams, QkNorm, QkNormParams, RmsNorm,
+    RmsNormParams, Rotate, RotateParams,
 };
 
 /// Threads for a row of `dim` elements.
@@ -39,8 +39,13 @@ pub fn rms_norm_shape(p: &RmsNormParams, sms: u32) -> Shape {
     }
 }
 
-/// Of swiglu for few rows.
-pub fn swiglu_shape(p: &SwiGluParams) -> Shape {
+/// Of qk_norm.
+pub fn qk_norm_shape(p: &QkNormParams) -> Shape {
+    Shape { grid: [2, p.rows, 1], threads: 512, shared: 0 }
+}
+
+/// Of glu for few rows.
+pub fn glu_shape(p: &GluParams) -> Shape {
     Shape { grid: [p.dim.div_ceil(unit(p.rotate)), p.rows, 1], threads: 256, shared: 0 }
 }
 
@@ -86,9 +91,23 @@ impl Lowering {
             Launch::of(function, shape)
                 .memory(op.x.memory())
                 .memory(op.weight.memory())
+                .optional(op.residual.map(|residual| residual.memory()), 0)
                 .memory(op.y.memory())
                 .structure(p.words())
                 .structure(copy.words()),
+        );
+        Ok(())
+    }
+
+    pub fn qk_norm(&self, c: &mut Commands, op: &QkNorm<'_, Buffer>) -> Result<()> {
+        let p = op.params;
+        let function = Source::QkNorm.unit().function("qk_norm");
+        c.launch(
+            Launch::of(function, qk_norm_shape(&p))
+                .memory(op.qkv.memory())
+                .memory(op.q_norm.memory())
+                .memory(op.k_norm.memory())
+                .structure(p.words()),
         );
         Ok(())
     }
@@ -118,16 +137,16 @@ impl Lowering {
         Ok(())
     }
 
-    pub fn swiglu(&self, c: &mut Commands, op: &SwiGlu<'_, Buffer>, packing: Option<Packing>) -> Result<()> {
+    pub fn glu(&self, c: &mut Commands, op: &Glu<'_, Buffer>, packing: Option<Packing>) -> Result<()> {
         let p = op.params;
         let (rows, copy) = self.second_copy(packing, p.rows, p.dim as usize)?;
         let (entry, mut shape) = if few(self.capabilities(), p.rows) {
-            ("swiglu", swiglu_shape(&p))
+            ("glu", glu_shape(&p))
         } else {
-            ("swiglu_rows", spans_shape(rows, p.dim))
+            ("glu_rows", spans_shape(rows, p.dim))
         };
         shape.grid[1] = rows;
-        let function = Source::SwiGlu.unit().function(entry);
+        let function = Source::Glu.unit().function(entry);
         c.launch(
             Launch::of(function, shape)
                 .memory(op.x.memory())

@@ -1,5 +1,5 @@
 //! Few rows times stacked matrices with a codebook for each subspace (kernels/pq_matvec_subspace.cu): partial sums, which a
-//! second kernel adds up. For one row the first normalises its input, and the second applies SwiGLU to its output.
+//! second kernel adds up. For one row the first normalises its input, and the second applies GLU to its output.
 
 use super::kernels::MatvecSubspace;
 use super::linear::Io;
@@ -10,7 +10,7 @@ use crate::backend::cuda::device::abi::{SUBSPACE_MATRICES, SubspaceMatrices, Sub
 use crate::backend::cuda::device::launch::{Commands, Launch};
 use crate::backend::cuda::device::memory::{Memory, address};
 use crate::backend::cuda::device::unit::Source;
-use crate::ops::{KernelParams, RmsNorm, SwiGlu};
+use crate::ops::{Glu, KernelParams, RmsNorm};
 use crate::{Error, Result};
 
 impl Lowering {
@@ -21,7 +21,7 @@ impl Lowering {
         parts: &[Part],
         io: &Io<'_>,
         norm: Option<&RmsNorm<'_, Buffer>>,
-        swiglu: Option<&SwiGlu<'_, Buffer>>,
+        glu: Option<&Glu<'_, Buffer>>,
     ) -> Result<()> {
         let all: Vec<&Pq> = parts.iter().filter_map(Part::pq).collect();
         if all.len() != parts.len() || !(1..=SUBSPACE_MATRICES).contains(&all.len()) {
@@ -75,7 +75,8 @@ impl Lowering {
                 .memory(&partial)
                 .word(code_tiles)
                 .structure(params.words())
-                .optional(swiglu.map(|swiglu| swiglu.y.memory()), 0),
+                .optional(glu.map(|glu| glu.y.memory()), 0)
+                .word(glu.map_or(0, |glu| glu.params.gelu)),
         );
         Ok(())
     }

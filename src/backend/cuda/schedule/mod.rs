@@ -51,8 +51,9 @@ fn launch<C: Choose<Weight>>(
     };
     match (op, packed) {
         (Op::RmsNorm(op), packed) => lowering.rms_norm(c, op, packed),
+        (Op::QkNorm(op), None) => lowering.qk_norm(c, op),
         (Op::Rotate(op), packed) => lowering.rotate(c, op, packed),
-        (Op::SwiGlu(op), packed) => lowering.swiglu(c, op, packed),
+        (Op::Glu(op), packed) => lowering.glu(c, op, packed),
         (Op::Attention(op), packed) => lowering.attention(c, op, packed),
         (Op::Embed(op), None) => lowering.embed(c, op),
         (Op::GatherRows(op), None) => lowering.gather_rows(c, op),

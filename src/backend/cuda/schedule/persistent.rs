@@ -1,21 +1,22 @@
 //! The persistent kernel (kernels/persistent.cu): a run of steps as phases of one launch, whose program lies in memory.
 //!
 //! One grid of resident blocks, one a multiprocessor, runs the phases with a barrier between them. Norms, rotations and
-//! SwiGLU are part of the products beside them by then (plan.rs).
+//! GLU are part of the products beside them by then (plan.rs).
 
 use super::phases::{Phase, Shape, call_words, shape, unit_of};
 use super::plan::{Choose, CudaStep, Fusions};
 use crate::backend::cuda::device::Scratch;
 use crate::backend::cuda::device::abi::{
-    AttentionStepCall, DenseRowCall, EmbedCall, GatherRowsCall, PhaseHead, PqRowCall, RmsNormCall,
-    RotateCall, SwiGluCall, TILE_ROWS,
+    AttentionStepCall, DenseRowCall, EmbedCall, GatherRowsCall, GluCall, PhaseHead, PqRowCall, QkNormCall,
+    RmsNormCall, RotateCall, TILE_ROWS,
 };
 use crate::backend::cuda::device::launch::{Commands, Launch};
 use crate::backend::cuda::device::memory::{Memory, address};
 use crate::backend::cuda::lower::kernels::Matvec;
 use crate::backend::cuda::lower::weight::{Kind, Part, Pq};
 use crate::backend::cuda::lower::{
-    Buffer, Lowering, Splits, Weight, gather_rows_shape, rms_norm_shape, spans_shape, swiglu_shape,
+    Buffer, Lowering, Splits, Weight, gather_rows_shape, glu_shape, qk_norm_shape, rms_norm_shape,
+    spans_shape,
 };
 use crate::ops::{self, LinearParams, Op, RotateParams};
 use crate::plan::{Fuse, FusedLinear, Input, RopeAttention, Step};
@@ -96,7 +97,7 @@ impl Lowering {
         steps: &[CudaStep<'_, 'c, Buffer, Weight, C>],
     ) -> Result<Option<Memory>> {
         let dim = |step: &CudaStep<'_, 'c, Buffer, Weight, C>| match step {
-            Step::Linear(linear) => linear.activation.as_ref().map(|activation| activation.swiglu.params.dim),
+            Step::Linear(linear) => linear.activation.as_ref().map(|activation| activation.glu.params.dim),
             Step::RopeAttention(fused) => {
                 Some(fused.attention.params.heads * fused.attention.params.head_dim)
             }
@@ -139,18 +140,30 @@ impl Lowering {
                 add(Phase::GatherRows, When::Always, grid, Call::Words(call.words()));
             }
             Step::Op { op: Op::RmsNorm(op), packed: None } => {
-                let call = RmsNormCall { x: at(op.x), weight: at(op.weight), y: at(op.y), params: op.params };
+                let call = RmsNormCall {
+                    x: at(op.x),
+                    weight: at(op.weight),
+                    residual: op.residual.map_or(0, at),
+                    y: at(op.y),
+                    params: op.params,
+                };
                 let grid = rms_norm_shape(&op.params, self.capabilities().sms).grid;
                 add(Phase::RmsNorm, When::Always, grid, Call::Words(call.words()));
+            }
+            Step::Op { op: Op::QkNorm(op), packed: None } => {
+                let (qkv, q_norm, k_norm) = (at(op.qkv), at(op.q_norm), at(op.k_norm));
+                let call = QkNormCall { qkv, q_norm, k_norm, params: op.params };
+                let grid = qk_norm_shape(&op.params).grid;
+                add(Phase::QkNorm, When::Always, grid, Call::Words(call.words()));
             }
             Step::Op { op: Op::Rotate(op), packed: None } => {
                 let call = RotateCall { x: at(op.x), y: at(op.y), params: op.params };
                 let grid = spans_shape(op.params.rows, op.params.dim).grid;
                 add(Phase::Rotate, When::Always, grid, Call::Words(call.words()));
             }
-            Step::Op { op: Op::SwiGlu(op), packed: None } => {
-                let call = SwiGluCall { x: at(op.x), y: at(op.y), params: op.params };
-                add(Phase::SwiGlu, When::Always, swiglu_shape(&op.params).grid, Call::Words(call.words()));
+            Step::Op { op: Op::Glu(op), packed: None } => {
+                let call = GluCall { x: at(op.x), y: at(op.y), params: op.params };
+                add(Phase::Glu, When::Always, glu_shape(&op.params).grid, Call::Words(call.words()));
             }
             Step::Linear(linear) => {
                 let part = match &linear.linear.weight.parts[linear.product.parts.clone()] {
@@ -215,6 +228,7 @@ impl Lowering {
                 partial: address(&partial),
                 sums: address(&sums),
                 score_scale: p.scale,
+                window: p.window,
                 gated: p.gated,
                 with_signs: fused.rotated_by_next.into(),
                 count,
@@ -271,7 +285,13 @@ fn pq_row<F: Fuse<Buffer, Weight>>(
     };
     match &fused.input {
         Input::Plain => {}
-        Input::Norm { norm, keep } => {
+        Input::Norm { norm, keep, added } => {
+            if let Some(added) = added {
+                call.added_weight = address(added.weight.memory());
+                call.added = address(added.x.memory());
+                call.residual = address(added.residual.ok_or_else(no_phase)?.memory());
+                (call.added_eps, call.added_offset) = (added.params.eps, added.params.weight_offset);
+            }
             (call.x, call.weight) = (address(norm.x.memory()), address(norm.weight.memory()));
             (call.eps, call.weight_offset) = (norm.params.eps, norm.params.weight_offset);
             (call.rotate, call.prepare) = (norm.params.rotate, 1);
@@ -286,9 +306,10 @@ fn pq_row<F: Fuse<Buffer, Weight>>(
     }
     if let Some(activation) = &fused.activation {
         (call.paired, call.with_signs) = (1, activation.rotated_by_next.into());
+        call.gelu = activation.glu.params.gelu;
         call.y = match activation.rotated_by_next {
             true => address(plain.ok_or_else(no_phase)?),
-            false => address(activation.swiglu.y.memory()),
+            false => address(activation.glu.y.memory()),
         };
     }
     Ok(call)
@@ -312,12 +333,12 @@ fn dense_row_call<F: Fuse<Buffer, Weight>>(
     };
     match &fused.input {
         Input::Plain => {}
-        Input::Norm { norm, .. } => {
+        Input::Norm { norm, added: None, .. } => {
             (call.x, call.norm) = (address(norm.x.memory()), address(norm.weight.memory()));
             (call.eps, call.weight_offset) = (norm.params.eps, norm.params.weight_offset);
             call.prepared = address(norm.y.memory());
         }
-        Input::Rotate { .. } | Input::Packed(_) => return Err(no_phase()),
+        Input::Norm { .. } | Input::Rotate { .. } | Input::Packed(_) => return Err(no_phase()),
     }
     if fused.activation.is_some() { Err(no_phase()) } else { Ok(call) }
 }

@@ -11,7 +11,7 @@ use crate::backend::cuda::lower::{
     spans_shape,
 };
 use crate::ops::{Matrix, Op, Operand};
-use crate::plan::{FusedLinear, Step};
+use crate::plan::{FusedLinear, Input, Step};
 use crate::tensor::Stored;
 
 /// Declares [`Phase`]: the kinds of phases, the source of each, and the constant without which that cannot be compiled.
@@ -35,7 +35,8 @@ phases!(
     PqRow "PHASE_PQ_ROW" PqRow "PQ_TOKENS",
     DenseRow "PHASE_DENSE_ROW" DenseRow "DENSE_DTYPE",
     RmsNorm "PHASE_RMS_NORM" RmsNorm,
-    SwiGlu "PHASE_SWIGLU" SwiGlu,
+    QkNorm "PHASE_QK_NORM" QkNorm,
+    Glu "PHASE_GLU" Glu,
     GatherRows "PHASE_GATHER_ROWS" GatherRows,
     Embed "PHASE_EMBED" Embed "PQ_D",
     Rotate "PHASE_ROTATE" Rotate,
@@ -90,8 +91,9 @@ pub fn constants<'c, B: Operand, W: Matrix, C: Choose<W>>(
             Stored::Dense(_) => None,
         },
         Step::Op { op: Op::GatherRows(_) | Op::Rotate(_), .. } => nothing(true),
+        Step::Op { op: Op::QkNorm(op), .. } => nothing(op.params.rows == 1),
         Step::Op { op: Op::RmsNorm(op), .. } => nothing(few(capabilities, op.params.rows)),
-        Step::Op { op: Op::SwiGlu(op), .. } => nothing(few(capabilities, op.params.rows)),
+        Step::Op { op: Op::Glu(op), .. } => nothing(few(capabilities, op.params.rows)),
         Step::Op { op: Op::RopeCache(op), .. } if op.params.rows == 1 => of(kernels::rope_cache(128, cache)),
         Step::Op { op: Op::Attention(op), .. } if op.params.rows == 1 => {
             match AttentionAlgorithm::of(&op.params, cache) {
@@ -100,7 +102,10 @@ pub fn constants<'c, B: Operand, W: Matrix, C: Choose<W>>(
             }
         }
         Step::Linear(linear) => match fusions.matvec(linear) {
-            Some(matvec) => of(matvec.unit),
+            Some(matvec) => match linear.input {
+                Input::Norm { added: Some(_), .. } => of(matvec.unit.with("PQ_ADDED_NORM", 1)),
+                _ => of(matvec.unit),
+            },
             None => of(dense_row(linear, fusions)?.0),
         },
         Step::RopeAttention(fused) => {

@@ -10,7 +10,7 @@ use crate::backend::cuda::device::abi::{SUBSPACE_MATRICES, TILE_ROWS};
 use crate::backend::cuda::lower::kernels::{self, Lookup, Matvec};
 use crate::backend::cuda::lower::{AttentionAlgorithm, MatmulAlgorithm, Packing, Precision, few};
 use crate::backend::cuda::lower::{SINGLE_ROWS, dtype_number};
-use crate::ops::{Attention, Linear, Matrix, Op, Operand, RmsNorm, RopeCache, SwiGlu};
+use crate::ops::{Attention, Glu, Linear, Matrix, Op, Operand, RmsNorm, RopeCache};
 use crate::plan::{self, Fuse, FusedLinear, Product, Step};
 use crate::tensor::{Form, Stored};
 
@@ -147,7 +147,7 @@ impl<B: Operand, W: Matrix, C: Choose<W>> Fuse<B, W> for Fusions<'_, C> {
         // By spans a kernel can write any layout, else that of tensor cores alone.
         let (rows, cols, spans) = match op {
             Op::RmsNorm(op) => (op.params.rows, op.params.dim, !few(&self.capabilities, op.params.rows)),
-            Op::SwiGlu(op) => (op.params.rows, op.params.dim, !few(&self.capabilities, op.params.rows)),
+            Op::Glu(op) => (op.params.rows, op.params.dim, !few(&self.capabilities, op.params.rows)),
             Op::Rotate(op) => (op.params.rows, op.params.dim, true),
             Op::Attention(op) => {
                 let (p, cols) = (op.params, op.params.heads * op.params.head_dim);
@@ -160,6 +160,7 @@ impl<B: Operand, W: Matrix, C: Choose<W>> Fuse<B, W> for Fusions<'_, C> {
             Op::Embed(_)
             | Op::GatherRows(_)
             | Op::Linear(_)
+            | Op::QkNorm(_)
             | Op::RopeCache(_)
             | Op::CausalConv(_)
             | Op::DeltaRule(_)
@@ -185,11 +186,16 @@ impl<B: Operand, W: Matrix, C: Choose<W>> Fuse<B, W> for Fusions<'_, C> {
         }
     }
 
-    fn linear_swiglu(&self, linear: &FusedLinear<'_, B, W, Self>, swiglu: &SwiGlu<'_, B>) -> bool {
+    fn added_norm(&self, _: &RmsNorm<'_, B>, linear: &FusedLinear<'_, B, W, Self>) -> bool {
+        self.target == Target::Persistent
+            && self.matvec(linear).is_some_and(|matvec| matvec.adds_norms(linear.linear.weight.cols()))
+    }
+
+    fn linear_glu(&self, linear: &FusedLinear<'_, B, W, Self>, glu: &Glu<'_, B>) -> bool {
         match self.target {
-            Target::Launches => swiglu.params.rotate == 0 && self.subspace(linear),
+            Target::Launches => glu.params.rotate == 0 && self.subspace(linear),
             Target::Persistent => {
-                swiglu.params.dim.is_multiple_of(TILE_ROWS as u32) && self.matvec(linear).is_some()
+                glu.params.dim.is_multiple_of(TILE_ROWS as u32) && self.matvec(linear).is_some()
             }
         }
     }

@@ -1,8 +1,16 @@
-// y = R(silu(gate) * up). Workgroup: block x of row y. Bound by latency and the rotation's barriers.
+// y = R(f(gate) * up), with SiLU or GELU as f. Workgroup: block x of row y. Bound by latency and the rotation's barriers.
 
-@group(0) @binding(0) var<uniform> params: SwiGluParams;
+@group(0) @binding(0) var<uniform> params: GluParams;
 @group(0) @binding(1) var<storage, read> x: array<f32>; // [rows, 2 * dim]
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // [rows, dim]
+
+// GELU as approximated by tanh, of which (1 + tanh(u)) / 2 is sigmoid(2 u).
+fn activation(x: f32) -> f32 {
+    if (params.gelu == 1u) {
+        return x * sigmoid(1.5957691216 * (x + 0.044715 * x * x * x));
+    }
+    return silu(x);
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
@@ -15,7 +23,7 @@ fn main(ids: Ids, @builtin(workgroup_id) group: vec3<u32>) {
     for (var start = ids.local; start < count; start += 2u * WORKGROUP) {
         for (var k = 0u; k < 2u; k++) { // unroll 2
             let i = min(start + k * WORKGROUP, count - 1u);
-            block[i] = silu(x[gate + i]) * x[up + i] * select(1.0, sign_of(first + i), rotated);
+            block[i] = activation(x[gate + i]) * x[up + i] * select(1.0, sign_of(first + i), rotated);
         }
     }
     let scale = rotate_block(ids.local, count, params.rotate);

@@ -69,6 +69,9 @@ impl Cache {
 
     /// Remembers the commit of the revision.
     pub fn remember(&self, commit: &str) -> Result<()> {
+        if is_commit(&self.revision) {
+            return Ok(());
+        }
         let path = self.reference();
         create_folder_of(&path)?;
         write_whole(&path, commit.as_bytes())
@@ -144,6 +147,7 @@ pub fn is_hex(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-fn create_folder_of(path: &Path) -> Result<()> {
+/// Creates the folder that a path is in.
+pub fn create_folder_of(path: &Path) -> Result<()> {
     path.parent().map_or(Ok(()), |folder| fs::create_dir_all(folder).map_err(Error::io(folder)))
 }

@@ -12,6 +12,7 @@ use sha2::Sha256;
 use sha2::digest::DynDigest;
 use ureq::http::StatusCode;
 
+use super::cache::create_folder_of;
 use super::client::{Checksum, Client, Failure, Remote};
 use crate::{Error, Result};
 
@@ -114,6 +115,7 @@ impl<'a> Partial<'a> {
     /// What there is of a blob from an earlier download, or nothing yet.
     fn open(blob: &Path, remote: &'a Remote) -> Result<Self> {
         let path = blob.with_extension("incomplete");
+        create_folder_of(&path)?;
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let file = options.map_err(Error::io(&path))?;
         let mut partial = Self { remote, path, file, bytes: 0, digest: digest(remote) };

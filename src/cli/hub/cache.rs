@@ -4,7 +4,6 @@
 //! `.no_exist/COMMIT/FILE` says that the commit has no such file
 //! (<https://huggingface.co/docs/huggingface_hub/guides/manage-cache>).
 
-use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 #[cfg(unix)]
 use std::os::unix::fs::symlink;
@@ -13,24 +12,9 @@ use std::os::windows::fs::symlink_file as symlink;
 use std::path::{Path, PathBuf};
 
 use super::name::HubName;
+use super::settings;
 use crate::cli::write_whole;
 use crate::{Error, Result};
-
-/// A variable of the environment; an empty one counts as none.
-pub fn variable(name: &str) -> Option<OsString> {
-    std::env::var_os(name).filter(|value| !value.is_empty())
-}
-
-/// The folder of the hub's clients: `HF_HOME`, else `huggingface` in the user's cache folder.
-pub fn home() -> Result<PathBuf> {
-    if let Some(home) = variable("HF_HOME") {
-        return Ok(home.into());
-    }
-    let caches = variable("XDG_CACHE_HOME").map(PathBuf::from);
-    let caches = caches.or_else(|| dirs::home_dir().map(|home| home.join(".cache")));
-    let folder = caches.map(|caches| caches.join("huggingface"));
-    folder.ok_or_else(|| Error::invalid("HF_HOME", "it is not set, and there is no home folder"))
-}
 
 /// A repository's part of the cache.
 pub struct Cache {
@@ -40,12 +24,9 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Of the folder `HF_HUB_CACHE`, else `hub` in [`home`]. Nothing is created yet.
+    /// Nothing is created yet.
     pub fn new(name: &HubName) -> Result<Self> {
-        let root =
-            variable("HF_HUB_CACHE").map_or_else(|| Ok(home()?.join("hub")), |root| Ok(root.into()))?;
-        // Links are resolved from the folder that holds them.
-        let root = std::path::absolute(&root).map_err(Error::io(&root))?;
+        let root = settings::cache()?;
         let folder = format!("models--{}", name.repository.replace('/', "--"));
         Ok(Self {
             locks: root.join(".locks").join(&folder),

@@ -1,21 +1,20 @@
 //! [`Client`]: requests to the hub, and what its refusals mean for a user.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, StatusCode};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
-use super::cache::{home, is_commit, is_hex, variable};
+use super::cache::{is_commit, is_hex};
 use super::name::HubName;
-use crate::checkpoint::read_text;
+use super::settings;
 use crate::{Error, Result};
 
-const ENDPOINT: &str = "https://huggingface.co";
 /// Time for a connection to be made.
 const CONNECT: Duration = Duration::from_secs(30);
 /// Time without a byte after which a connection counts as broken.
@@ -82,19 +81,20 @@ pub struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    /// Of the hub at `HF_ENDPOINT`, as the user whose token is in `HF_TOKEN` or stored by `hf auth login`.
+    /// As the user's environment says.
     pub fn new(name: &'a HubName) -> Result<Self> {
-        let endpoint = text("HF_ENDPOINT")?.unwrap_or_else(|| ENDPOINT.to_owned());
+        let endpoint = settings::endpoint()?;
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .https_only(endpoint.starts_with("https://"))
+            .tls_config(TlsConfig::builder().root_certs(settings::roots()?).build())
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .timeout_connect(Some(CONNECT))
             .timeout_per_read(Some(SILENCE))
             .user_agent(concat!("fasq/", env!("CARGO_PKG_VERSION")))
             .build()
             .into();
-        Ok(Self { agent, endpoint: endpoint.trim_end_matches('/').to_owned(), token: token()?, name })
+        Ok(Self { agent, endpoint, token: settings::token()?, name })
     }
 
     /// The files of the revision's commit.
@@ -215,28 +215,4 @@ struct Sibling {
 struct Lfs {
     sha256: String,
     size: u64,
-}
-
-/// The user's token: `HF_TOKEN`, or else what `hf auth login` stored.
-fn token() -> Result<Option<String>> {
-    const VARIABLE: &str = "HF_TOKEN";
-    let (origin, token) = match text(VARIABLE)? {
-        Some(token) => (VARIABLE.to_owned(), token),
-        None => {
-            let path = variable("HF_TOKEN_PATH").map(PathBuf::from);
-            let path = path.map_or_else(|| Ok(home()?.join("token")), Ok::<_, Error>)?;
-            (path.display().to_string(), read_text(&path)?.unwrap_or_default().trim().to_owned())
-        }
-    };
-    match token.bytes().all(|b| b.is_ascii_graphic()) {
-        true => Ok(Some(token).filter(|token| !token.is_empty())),
-        false => Err(Error::invalid(origin, "a token has no spaces, and letters of ASCII only")),
-    }
-}
-
-/// A variable of the environment, trimmed; an error if it is not text.
-fn text(name: &str) -> Result<Option<String>> {
-    let value = variable(name).map(|value| value.into_string()).transpose();
-    let value = value.map_err(|_| Error::invalid(name, "it is not UTF-8"))?;
-    Ok(value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty()))
 }

@@ -10,13 +10,14 @@ mod cache;
 mod client;
 mod download;
 mod name;
+mod settings;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use indicatif::{DecimalBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use self::cache::{Cache, variable};
+use self::cache::Cache;
 use self::client::{Client, Listing, Remote};
 use self::download::Download;
 use self::name::{HubName, PREFIX, is_model_file};
@@ -50,7 +51,7 @@ pub fn local(model: &Path, quiet: bool) -> Result<PathBuf> {
 }
 
 fn resolve(name: &HubName, quiet: bool) -> Result<PathBuf> {
-    let (cache, offline) = (Cache::new(name)?, is_offline());
+    let (cache, offline) = (Cache::new(name)?, settings::is_offline()?);
     if let Some(commit) = cache.commit() {
         let origin = if offline { Origin::Offline } else { Origin::Cache };
         if let Some(path) = (Snapshot { name, cache: &cache, commit: &commit, origin }).model()? {
@@ -72,12 +73,6 @@ fn resolve(name: &HubName, quiet: bool) -> Result<PathBuf> {
     let path = path?.ok_or_else(|| Error::invalid(name.to_string(), "not all of it was downloaded"))?;
     cache.remember(&listing.commit)?;
     Ok(path)
-}
-
-/// Whether the user forbids the hub's clients to use the network.
-fn is_offline() -> bool {
-    let value = variable("HF_HUB_OFFLINE").map(|value| value.to_string_lossy().to_uppercase());
-    value.is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.as_str()))
 }
 
 /// The files of one commit.

@@ -33,7 +33,9 @@ impl User {
     fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        for variable in ["HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_TOKEN_PATH", "RUST_LOG"] {
+        let others =
+            ["HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_TOKEN_PATH", "SSL_CERT_FILE", "RUST_LOG"];
+        for variable in others {
             command.env_remove(variable);
         }
         for proxy in ["http_proxy", "https_proxy", "all_proxy"] {
@@ -239,8 +241,16 @@ fn refusals_say_what_to_do() {
 
     // Nothing listens on a port of which the listener is gone.
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let output = user.run(NAME).env("HF_ENDPOINT", format!("http://{gone}")).output().unwrap();
-    assert!(failed(output).contains("check the network"));
+    let gone = format!("http://{gone}");
+    for (variable, value, expected) in [
+        ("HF_ENDPOINT", gone.as_str(), "check the network"),
+        ("HF_ENDPOINT", "localhost", "HF_ENDPOINT: expected https://HOST"),
+        ("HF_TOKEN", "hf secret", "HF_TOKEN: a token is one word"),
+        ("SSL_CERT_FILE", env!("CARGO_BIN_EXE_fasq-run"), "it holds no certificate"),
+    ] {
+        let error = failed(user.run(NAME).env(variable, value).output().unwrap());
+        assert!(error.contains(expected), "{error}");
+    }
     for name in ["hf:model", "hf:../model", "hf:org/model@", "hf:org/model/README.md"] {
         assert!(user.error(name).contains("hf:ORG/NAME"), "{name}");
     }

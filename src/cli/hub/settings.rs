@@ -28,8 +28,12 @@ fn home() -> Result<PathBuf> {
 
 /// The hub's address, without a slash at its end: `HF_ENDPOINT`, else the public one's.
 pub fn endpoint() -> Result<String> {
-    let endpoint = text("HF_ENDPOINT")?.unwrap_or_else(|| "https://huggingface.co".to_owned());
-    Ok(endpoint.trim_end_matches('/').to_owned())
+    const VARIABLE: &str = "HF_ENDPOINT";
+    let endpoint = text(VARIABLE)?.unwrap_or_else(|| "https://huggingface.co".to_owned());
+    match endpoint.starts_with("https://") || endpoint.starts_with("http://") {
+        true => Ok(endpoint.trim_end_matches('/').to_owned()),
+        false => Err(Error::mismatch(VARIABLE, "https://HOST", format!("{endpoint:?}"))),
+    }
 }
 
 /// Whether `HF_HUB_OFFLINE` forbids the hub's clients to use the network.
@@ -58,13 +62,17 @@ pub fn token() -> Result<Option<String>> {
 pub fn roots() -> Result<RootCerts> {
     let Some(path) = path("SSL_CERT_FILE") else { return Ok(RootCerts::WebPki) };
     let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-    let named = |e: ureq::Error| Error::invalid(path.display().to_string(), e);
-    let items = parse_pem(&bytes).collect::<Result<Vec<_>, _>>().map_err(named)?;
+    let items = parse_pem(&bytes).collect::<Result<Vec<_>, _>>();
+    let items = items.map_err(|e| Error::invalid(path.display().to_string(), e))?;
     let certificates = items.into_iter().filter_map(|item| match item {
         PemItem::Certificate(certificate) => Some(certificate),
         _ => None,
     });
-    Ok(RootCerts::from(certificates))
+    let certificates: Vec<_> = certificates.collect();
+    match certificates.is_empty() {
+        false => Ok(RootCerts::from(certificates)),
+        true => Err(Error::invalid(path.display().to_string(), "it holds no certificate")),
+    }
 }
 
 fn path(variable: &str) -> Option<PathBuf> {

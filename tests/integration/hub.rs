@@ -305,6 +305,19 @@ fn a_revision_is_asked_for_and_remembered() {
 }
 
 #[test]
+fn two_programs_do_not_write_one_file() {
+    let user = User::of(SINGLE);
+    let locks = user.home.path().join("hub/.locks/models--org--model");
+    std::fs::create_dir_all(&locks).unwrap();
+    let path = locks.join(format!("{}.lock", sha256(&user.hub.content("model.safetensors"))));
+    let lock = std::fs::File::create(path).unwrap();
+    lock.lock().unwrap();
+    assert!(user.error(NAME).contains("another program is downloading this file"));
+    drop(lock);
+    succeeded(user.run(NAME).output().unwrap());
+}
+
+#[test]
 fn a_path_wins_over_a_name() {
     let user = User::of(SINGLE);
     let folder = user.home.path().join(NAME);

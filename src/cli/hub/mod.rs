@@ -1,8 +1,8 @@
 //! Models of the Hugging Face hub by name: the one place from which a program of ours uses the network, and only for a
 //! name that begins with `hf:`.
 //!
-//! Only the files that FASQ reads are downloaded, the configuration first: a model that it cannot run is refused before
-//! its weights come. They go to the cache that the hub's own clients use; a name whose files are all there is answered
+//! Only the files of a model's folder are downloaded, the configuration first: a model that FASQ cannot run is refused
+//! before its weights come. They go to the cache that the hub's own clients use; a name whose files are all there is answered
 //! without the network. This asks by plain requests, because the hub's crate (`hf-hub` 1.0) neither resumes nor checks
 //! what it downloads and brings an async runtime.
 

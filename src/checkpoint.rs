@@ -1,6 +1,6 @@
 //! [`Checkpoint`]: a Hugging Face folder, memory-mapped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,11 @@ pub struct Assets {
     /// The chat template, from chat_template.jinja or tokenizer_config.json.
     pub chat_template: Option<String>,
 }
+
+/// The weights of a folder in one file.
+pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
+/// The names of the files that the weights are spread over.
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// A tensor of any element type as it stands in a file, little-endian.
 #[derive(Clone, Copy, Debug)]
@@ -279,11 +284,11 @@ pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
 /// The safetensors files of a folder: model.safetensors, or else those that the index names. An index beside a whole file
 /// may be of another upload; transformers ignores it too.
 fn shard_paths(dir: &Path) -> Result<Vec<PathBuf>> {
-    let whole = dir.join("model.safetensors");
+    let whole = dir.join(WEIGHTS_FILE);
     if whole.exists() {
         return Ok(vec![whole]);
     }
-    let Some(index) = read_text(&dir.join("model.safetensors.index.json"))? else {
+    let Some(index) = read_text(&dir.join(INDEX_FILE))? else {
         let found = "neither is there";
         return Err(Error::mismatch(
             dir.display().to_string(),
@@ -291,26 +296,35 @@ fn shard_paths(dir: &Path) -> Result<Vec<PathBuf>> {
             found,
         ));
     };
-    let bad = |why: String| Error::invalid("model.safetensors.index.json", why);
-    let index: Value = serde_json::from_str(&index).map_err(|e| bad(e.to_string()))?;
-    let map = index["weight_map"].as_object().ok_or_else(|| bad("no weight_map".into()))?;
-    let mut files = std::collections::BTreeSet::new();
-    for (tensor, file) in map {
-        let file = file.as_str().ok_or_else(|| bad(format!("{tensor}: {file} is not a file name")))?;
-        if Path::new(file).file_name() != Some(file.as_ref()) {
-            return Err(bad(format!("{tensor}: {file:?} is not the name of a file in this folder")));
-        }
-        files.insert(file.to_owned());
-    }
-    if files.is_empty() {
-        return Err(bad("weight_map is empty".into()));
-    }
+    let files = indexed_files(&index)?;
     let missing: Vec<&str> =
         files.iter().map(String::as_str).filter(|file| !dir.join(file).exists()).collect();
     match missing.first() {
         None => Ok(files.iter().map(|file| dir.join(file)).collect()),
         Some(first) => {
-            Err(bad(format!("{} of {} shards are missing, first {first}", missing.len(), files.len())))
+            Err(bad_index(format!("{} of {} shards are missing, first {first}", missing.len(), files.len())))
         }
     }
+}
+
+/// The files that the text of an index names; each is the plain name of a file beside it.
+pub(crate) fn indexed_files(index: &str) -> Result<BTreeSet<String>> {
+    let index: Value = serde_json::from_str(index).map_err(|e| bad_index(e.to_string()))?;
+    let map = index["weight_map"].as_object().ok_or_else(|| bad_index("no weight_map".into()))?;
+    let mut files = BTreeSet::new();
+    for (tensor, file) in map {
+        let file = file.as_str().ok_or_else(|| bad_index(format!("{tensor}: {file} is not a file name")))?;
+        if Path::new(file).file_name() != Some(file.as_ref()) {
+            return Err(bad_index(format!("{tensor}: {file:?} is not the name of a file in this folder")));
+        }
+        files.insert(file.to_owned());
+    }
+    match files.is_empty() {
+        false => Ok(files),
+        true => Err(bad_index("weight_map is empty".into())),
+    }
+}
+
+fn bad_index(why: String) -> Error {
+    Error::invalid(INDEX_FILE, why)
 }

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod chat;
 pub mod eval;
+mod hub;
 mod manual;
 pub mod output;
 pub mod quantize;

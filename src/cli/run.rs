@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser};
 use indicatif::DecimalBytes;
 
-use super::DeviceArgs;
 use super::chat::chat;
 use super::output::Output;
 use super::writer::Writer;
+use super::{DeviceArgs, hub};
 use crate::backend::{Backend, BackendTask};
 use crate::baseline::Rtn;
 use crate::generate::{ChatTemplate, Generator, Limits, Sampler, Sampling, StopReason, Tokenizer};
@@ -37,7 +37,8 @@ Sampling defaults come from the model's generation_config.json, else they are te
 #[derive(Parser)]
 #[command(name = "fasq-run", version, after_help = NOTES)]
 pub struct RunArgs {
-    /// A .fasq file, or a Hugging Face folder to run unquantized
+    /// A .fasq file, or a Hugging Face folder to run unquantized; hf:ORG/NAME[@REVISION] is downloaded from the
+    /// Hugging Face hub first
     #[cfg_attr(feature = "demo", doc = "[default: the built-in demo model]")]
     model: Option<PathBuf>,
     /// Round the linear layers of an unquantized model to the nearest step: rtn-BITS-gGROUP, like rtn-4-g128
@@ -121,7 +122,7 @@ impl SamplingArgs {
 pub fn run(args: &RunArgs) -> Result<()> {
     super::set_threads(args.threads)?;
     let choice = args.device.choose()?;
-    let (mut source, name) = open(args.model.as_deref())?;
+    let (mut source, name) = open(args.model.as_deref(), args.quiet)?;
     if let Some(rtn) = args.baseline {
         source.round(rtn)?;
     }
@@ -136,9 +137,9 @@ struct Run<'a> {
 }
 
 /// The model, and what to call it.
-fn open(model: Option<&Path>) -> Result<(Source, String)> {
+fn open(model: Option<&Path>, quiet: bool) -> Result<(Source, String)> {
     match model {
-        Some(path) => Ok((Source::open(path)?, path.display().to_string())),
+        Some(path) => Ok((Source::open(&hub::local(path, quiet)?)?, path.display().to_string())),
         None => demo(),
     }
 }

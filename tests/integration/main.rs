@@ -14,6 +14,8 @@ mod examples;
 mod fixture;
 mod format;
 mod generate;
+mod hub;
+mod hub_server;
 mod memory;
 #[cfg(feature = "test-support")]
 mod plans;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{ModelArgs, Progress, TextArgs};
 use crate::backend::Backend;
-use crate::cli::{interrupt_flag, output::Output};
+use crate::cli::{hub, interrupt_flag, output::Output};
 use crate::eval::divergence::{Divergence, divergence};
 use crate::model::{Model, Source};
 use crate::{Error, Result};
@@ -22,7 +22,7 @@ use crate::{Error, Result};
 pub struct DivergenceArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
-    /// What to compare with: the unquantized model's folder, or another .fasq file
+    /// What to compare with: the unquantized model's folder or name on the hub, or another .fasq file
     #[arg(long, value_name = "CHECKPOINT")]
     base: PathBuf,
     #[command(flatten)]
@@ -35,7 +35,7 @@ pub fn run<B: Backend + Clone>(
     source: &Source,
     start: Instant,
 ) -> Result<()> {
-    let base_source = Source::open(&args.base)?;
+    let base_source = Source::open(&hub::local(&args.base, false)?)?;
     let (vocab, base_vocab) = (source.config().vocab, base_source.config().vocab);
     if vocab != base_vocab {
         let expected = format!("the base model's {base_vocab} tokens");

@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::backend::{Backend, BackendTask};
 use crate::baseline::Rtn;
-use crate::cli::{DeviceArgs, note};
+use crate::cli::{DeviceArgs, hub, note};
 use crate::eval::perplexity::Protocol;
 use crate::generate::Tokenizer;
 use crate::model::{Model, Source};
@@ -41,7 +41,7 @@ enum Task {
 /// What every task takes.
 #[derive(Args)]
 struct ModelArgs {
-    /// A .fasq file or a Hugging Face folder
+    /// A .fasq file or a Hugging Face folder; hf:ORG/NAME[@REVISION] is downloaded from the Hugging Face hub first
     model: PathBuf,
     /// Round the linear layers of an unquantized model to the nearest step: rtn-BITS-gGROUP, like rtn-4-g128
     #[arg(long, value_name = "NAME")]
@@ -58,7 +58,7 @@ struct ModelArgs {
 
 impl ModelArgs {
     fn open(&self) -> Result<Source> {
-        let mut source = Source::open(&self.model)?;
+        let mut source = Source::open(&hub::local(&self.model, false)?)?;
         if let Some(rtn) = self.baseline {
             source.round(rtn)?;
         }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 
 use self::job::Job;
-use super::{DeviceArgs, interrupt_flag};
+use super::{DeviceArgs, hub, interrupt_flag};
 use crate::checkpoint::Checkpoint;
 use crate::model::Source;
 use crate::quantize::{Size, Target};
@@ -24,7 +24,8 @@ use crate::{Error, Result};
 #[derive(Debug, Parser)]
 #[command(name = "fasq-quantize", version)]
 pub struct QuantizeArgs {
-    /// Hugging Face folder: config.json, safetensors, tokenizer.json
+    /// Hugging Face folder: config.json, safetensors, tokenizer.json; hf:ORG/NAME[@REVISION] is downloaded from the
+    /// Hugging Face hub first
     #[arg(value_name = "SRC")]
     source: PathBuf,
     /// File to write; its name ends in .fasq
@@ -147,7 +148,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         check_out(out)?;
     }
     super::set_threads(args.threads)?;
-    let source = Source::Checkpoint(Checkpoint::open(&args.source)?);
+    let source = Source::Checkpoint(Checkpoint::open(&hub::local(&args.source, args.quiet || args.json)?)?);
     let Source::Checkpoint(checkpoint) = &source else {
         return Err(Error::mismatch(args.source.display().to_string(), "a model folder", "a file"));
     };

@@ -22,7 +22,8 @@ __device__ __forceinline__ void run_block(const Phase& phase) {
     switch (phase.head.kind) {
     case PHASE_RMS_NORM: {
         const RmsNormCall& call = *static_cast<const RmsNormCall*>(arguments);
-        return rms_norm::rms_norm(call.x, call.weight, call.residual, call.y, call.params);
+        if (call.residual) return rms_norm::rms_norm_added(call.x, call.weight, call.residual, call.y, call.params);
+        return rms_norm::rms_norm(call.x, call.weight, call.y, call.params);
     }
     case PHASE_QK_NORM: {
         const QkNormCall& call = *static_cast<const QkNormCall*>(arguments);

@@ -77,25 +77,26 @@ impl Lowering {
         packing: Option<Packing>,
     ) -> Result<()> {
         let p = op.params;
-        let (entry, mut shape) = if few(self.capabilities(), p.rows) {
-            ("rms_norm", rms_norm_shape(&p, self.capabilities().sms))
+        let few = few(self.capabilities(), p.rows);
+        let mut shape = if few {
+            rms_norm_shape(&p, self.capabilities().sms)
         } else {
             let warps = p.dim.div_ceil(SPAN as u32).min(16);
-            let (threads, shared) = (warps * 32, kernels::spans_shared(warps));
-            ("rms_norm_rows", Shape { grid: [p.rows, 1, 1], threads, shared })
+            Shape { grid: [p.rows, 1, 1], threads: warps * 32, shared: kernels::spans_shared(warps) }
         };
         let (rows, copy) = self.second_copy(packing, p.rows, p.dim as usize)?;
         shape.grid[0] = rows;
-        let function = Source::RmsNorm.unit().function(entry);
-        c.launch(
-            Launch::of(function, shape)
-                .memory(op.x.memory())
-                .memory(op.weight.memory())
-                .optional(op.residual.map(|residual| residual.memory()), 0)
-                .memory(op.y.memory())
-                .structure(p.words())
-                .structure(copy.words()),
-        );
+        let entry = match (few, op.residual) {
+            (true, None) => "rms_norm",
+            (true, Some(_)) => "rms_norm_added",
+            (false, None) => "rms_norm_rows",
+            (false, Some(_)) => "rms_norm_rows_added",
+        };
+        let launch = Launch::of(Source::RmsNorm.unit().function(entry), shape)
+            .memory(op.x.memory())
+            .memory(op.weight.memory());
+        let launch = op.residual.iter().fold(launch, |launch, residual| launch.memory(residual.memory()));
+        c.launch(launch.memory(op.y.memory()).structure(p.words()).structure(copy.words()));
         Ok(())
     }
 

@@ -77,7 +77,27 @@ impl Checkpoint {
         for path in shard_paths(dir)? {
             checkpoint.add_shard(path)?;
         }
+        checkpoint.drop_twin();
         Ok(checkpoint)
+    }
+
+    /// Forgets an output head that is the embedding stored a second time, where both are said to be one. A head of its own
+    /// counts whatever is said of it, as in transformers.
+    fn drop_twin(&mut self) {
+        let named = |end: &str| self.tensors.iter().find(|(name, _)| name.ends_with(end));
+        let (Some(true), Some((head, one)), Some((_, other))) =
+            (self.config.tied, named("lm_head.weight"), named("embed_tokens.weight"))
+        else {
+            return;
+        };
+        if (one.dtype, &one.shape, self.bytes_of(one)) == (other.dtype, &other.shape, self.bytes_of(other)) {
+            let head = head.clone();
+            self.tensors.remove(&head);
+        } else {
+            log::warn!(
+                "{head} differs from the embedding, although config.json says that they are one: it is used"
+            );
+        }
     }
 
     fn add_shard(&mut self, path: PathBuf) -> Result<()> {
@@ -138,11 +158,14 @@ impl Checkpoint {
             .tensors
             .get(name)
             .ok_or_else(|| Error::invalid(format!("tensor {name}"), "missing from the checkpoint"))?;
-        let bytes = match &entry.place {
+        Ok(RawTensor { dtype: entry.dtype, shape: &entry.shape, bytes: self.bytes_of(entry) })
+    }
+
+    fn bytes_of<'a>(&'a self, entry: &'a Entry) -> &'a [u8] {
+        match &entry.place {
             Place::File(shard, range) => &self.shards[*shard][range.clone()],
             Place::Memory(values) => bytemuck::cast_slice(values),
-        };
-        Ok(RawTensor { dtype: entry.dtype, shape: &entry.shape, bytes })
+        }
     }
 
     /// Puts a matrix in the place of the tensors `replaced`; it counts as `stored` bytes of the files, or as many as

@@ -178,3 +178,77 @@ fn turned(text: &Keys<'_>, family: &Family, count: usize) -> Result<Vec<bool>> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Layer, ModelConfig};
+
+    /// The layers of four of a family: windows and rotary embeddings.
+    fn layers(model_type: &str, more: &str) -> Result<Vec<(Option<usize>, Option<usize>)>, String> {
+        let config = format!(
+            r#"{{"model_type":"{model_type}","hidden_size":64,"intermediate_size":64,"num_hidden_layers":4,
+            "num_attention_heads":32,"vocab_size":100{more}}}"#
+        );
+        let config = ModelConfig::parse(&config, None).map_err(|e| e.to_string())?;
+        Ok(config.layers.iter().map(|Layer { window, rope, .. }| (*window, *rope)).collect())
+    }
+
+    #[test]
+    fn windows_are_where_transformers_has_them() {
+        const TYPES: &str =
+            r#","layer_types":["sliding_attention","full_attention","full_attention","sliding_attention"]"#;
+        let windows = |model_type: &str, more: &str| -> Vec<Option<usize>> {
+            layers(model_type, more).unwrap().into_iter().map(|(window, _)| window).collect()
+        };
+        let (all, none, listed) = ([Some(8); 4], [None; 4], [Some(8), None, None, Some(8)]);
+        assert_eq!(windows("llama", r#","sliding_window":8"#), none);
+        assert_eq!(windows("mistral", r#","sliding_window":8"#), all);
+        assert_eq!(windows("mistral", ""), [Some(4096); 4]);
+        assert_eq!(windows("mistral", r#","sliding_window":null"#), none);
+        assert_eq!(windows("mistral", &format!(r#","sliding_window":8{TYPES}"#)), all);
+        assert_eq!(windows("ministral", &format!(r#","sliding_window":8{TYPES}"#)), listed);
+        assert_eq!(windows("qwen2", r#","sliding_window":8,"max_window_layers":2"#), none);
+        let used = r#","sliding_window":8,"use_sliding_window":true"#;
+        let upper = [None, None, Some(8), Some(8)];
+        assert_eq!(windows("qwen2", &format!(r#"{used},"max_window_layers":2"#)), upper);
+        assert_eq!(windows("qwen2", &format!("{used}{TYPES}")), listed);
+        assert_eq!(windows("qwen3", used), none);
+        assert_eq!(windows("gemma3_text", r#","sliding_window":8"#), all);
+        let third = [Some(8), Some(8), None, Some(8)];
+        assert_eq!(windows("gemma3", r#","sliding_window":8,"sliding_window_pattern":3"#), third);
+        assert_eq!(windows("smollm3", used), [None, None, None, Some(8)]);
+        assert_eq!(windows("phi3", ""), none);
+        assert_eq!(windows("olmo2", used), none);
+    }
+
+    #[test]
+    fn rotary_embeddings_are_where_transformers_has_them() {
+        let ropes = |model_type: &str, more: &str| -> Vec<Option<usize>> {
+            layers(model_type, more).unwrap().into_iter().map(|(_, rope)| rope).collect()
+        };
+        assert_eq!(ropes("smollm3", ""), [Some(0), Some(0), Some(0), None]);
+        let listed = r#","no_rope_layers":[0,1,1,0,1]"#;
+        assert_eq!(ropes("smollm3", listed), [None, Some(0), Some(0), None]);
+        assert_eq!(
+            ropes("gemma3_text", r#","sliding_window_pattern":2"#),
+            [Some(1), Some(0), Some(1), Some(0)]
+        );
+    }
+
+    #[test]
+    fn bad_lists_are_named() {
+        for (model_type, more, key) in [
+            ("ministral", r#","layer_types":["full_attention"]"#, "layer_types"),
+            ("ministral", r#","layer_types":["full_attention",1,2,3]"#, "layer_types"),
+            ("qwen3_5_text", r#","layer_types":["sliding_attention","","",""]"#, "linear_attention"),
+            ("smollm3", r#","no_rope_layers":[1,0]"#, "no_rope_layers"),
+            ("mistral", r#","sliding_window":0"#, "sliding_window"),
+            ("gemma3_text", r#","final_logit_softcapping":30.0"#, "final_logit_softcapping"),
+            ("gemma3_text", r#","hidden_activation":"gelu""#, "gelu_pytorch_tanh"),
+            ("ministral3", "", "llama_4_scaling_beta"),
+        ] {
+            let why = layers(model_type, more).expect_err(more);
+            assert!(why.contains(key), "{model_type}{more}: {why}");
+        }
+    }
+}

@@ -229,3 +229,57 @@ impl<'a> RopeKeys<'a> {
         Ok(Scaling::Long { short: short?, long: long?, original_context, amplitude })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rope(text: &str) -> Rope {
+        let keys = Keys::parse("config.json", text).unwrap();
+        RopeKeys::new(&keys, 16).parse("rope_theta").unwrap()
+    }
+
+    #[test]
+    fn yarn_keeps_fast_pairs_and_divides_slow_ones() {
+        let plain = rope(r#"{"rope_theta":10000.0}"#).inv_freq(0);
+        let yarn = rope(
+            r#"{"rope_theta":10000.0,"max_position_embeddings":4096,"rope_scaling":
+            {"rope_type":"yarn","factor":4.0,"original_max_position_embeddings":1024}}"#,
+        );
+        let scaled = yarn.inv_freq(0);
+        assert_eq!(scaled[0], plain[0]);
+        assert!((scaled[7] - plain[7] / 4.0).abs() < 1e-9);
+        // 0.1 ln 4 + 1.
+        assert!((yarn.amplitude() - 1.138_629_4).abs() < 1e-6);
+    }
+
+    #[test]
+    fn long_factors_are_of_sessions_beyond_the_first_context() {
+        let long = rope(
+            r#"{"rope_theta":10000.0,"max_position_embeddings":128,"original_max_position_embeddings":32,
+            "rope_scaling":{"type":"su","short_factor":[1,1,1,1,1,1,1,1],"long_factor":[2,2,2,2,2,2,2,2]}}"#,
+        );
+        let (short, beyond) = (long.inv_freq(32), long.inv_freq(33));
+        assert!(short.iter().zip(&beyond).all(|(short, beyond)| *short == 2.0 * beyond));
+        // sqrt(1 + ln 4 / ln 32).
+        assert!((long.amplitude() - 1.183_216).abs() < 1e-6);
+    }
+
+    #[test]
+    fn layers_with_a_window_have_an_embedding_of_their_own() {
+        let of = |text: &str| {
+            let keys = Keys::parse("config.json", text).unwrap();
+            let all = RopeKeys::new(&keys, 16).parse("rope_theta").unwrap();
+            (all, RopeKeys::windowed(&keys, 16).parse("rope_local_base_freq").unwrap())
+        };
+        let flat = of(
+            r#"{"rope_theta":1e6,"rope_local_base_freq":1e4,"rope_scaling":{"rope_type":"linear","factor":8}}"#,
+        );
+        let nested =
+            of(r#"{"rope_parameters":{"full_attention":{"rope_type":"linear","factor":8,"rope_theta":1e6},
+            "sliding_attention":{"rope_type":"default","rope_theta":1e4}}}"#);
+        assert_eq!(flat, nested);
+        assert_eq!((flat.0.theta, &flat.0.scaling), (1e6, &Scaling::Linear { factor: 8.0 }));
+        assert_eq!((flat.1.theta, &flat.1.scaling), (1e4, &Scaling::None));
+    }
+}

@@ -75,7 +75,7 @@ impl Input {
 /// states shapes. Weights with the same [`Input`] are in the order in which their outputs are stacked. `has`
 /// says which names are there: it decides the prefix and whether the head is tied to the embedding.
 pub fn tensors(config: &ModelConfig, has: &dyn Fn(&str) -> bool) -> Vec<TensorSpec> {
-    let names = Names::of(config, has);
+    let names = Names::of(has);
     let table = [config.vocab, config.hidden];
     let mut list = vec![TensorSpec::new(names.embed(), &table, Role::Embed)];
     for (layer, kind) in config.layers.iter().enumerate() {
@@ -250,10 +250,10 @@ pub struct Names {
 
 impl Names {
     /// The naming of a checkpoint; `has` says which names it has.
-    pub fn of(config: &ModelConfig, has: &dyn Fn(&str) -> bool) -> Self {
+    pub fn of(has: &dyn Fn(&str) -> bool) -> Self {
         let found = LAYOUTS.iter().find(|(prefix, _)| has(&format!("{prefix}embed_tokens.weight")));
         let (prefix, head) = *found.unwrap_or(&LAYOUTS[0]);
-        Self { prefix, head, tied: config.tied == Some(true) || !has(head) }
+        Self { prefix, head, tied: !has(head) }
     }
 
     pub fn embed(&self) -> String {
@@ -274,10 +274,7 @@ impl Names {
     }
 }
 
-/// Whether a checkpoint may have this tensor although the model does not use it: a tied head that is stored twice is one.
-pub fn may_skip(config: &ModelConfig, name: &str) -> bool {
-    if config.tied == Some(true) && LAYOUTS.iter().any(|(_, head)| *head == name) {
-        return true;
-    }
+/// Whether a checkpoint may have this tensor although the model does not use it.
+pub fn may_skip(name: &str) -> bool {
     SKIP.iter().any(|start| name.starts_with(start)) || SKIP_ENDS.iter().any(|end| name.ends_with(end))
 }

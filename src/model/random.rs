@@ -54,10 +54,9 @@ impl Random {
     pub fn new(config: &str, storage: Storage) -> Result<Self> {
         let assets = Assets { config: config.to_owned(), ..Assets::default() };
         let config = ModelConfig::parse(config, None)?;
-        let tensors: BTreeMap<_, _> = tensors(&config, &|name| !name.ends_with(".bias"))
-            .into_iter()
-            .map(|t| (t.name.clone(), t))
-            .collect();
+        let tied = config.tied == Some(true);
+        let tensors = tensors(&config, &|name| !(tied && name.ends_with("lm_head.weight")));
+        let tensors: BTreeMap<_, _> = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
         let largest = tensors.values().map(|t| t.shape.iter().product::<usize>()).max().unwrap_or(0);
         let ones = 1f32.to_le_bytes().repeat(largest_kept(&tensors));
         Ok(Self { config, assets, storage, tensors, pool: pool(largest), ones, universal: Mutex::default() })

@@ -135,7 +135,7 @@ impl<'a, B: Backend> Tensors<'a, B> {
     pub fn new(source: &'a Source, backend: &'a B) -> Self {
         let present: BTreeSet<_> = source.names().collect();
         let (config, has) = (source.config(), |name: &str| present.contains(name));
-        let (names, specs) = (Names::of(config, &has), arch::tensors(config, &has));
+        let (names, specs) = (Names::of(&has), arch::tensors(config, &has));
         Self { source, backend, names, present, specs, taken: BTreeSet::new(), bytes: 0 }
     }
 
@@ -224,11 +224,10 @@ impl<'a, B: Backend> Tensors<'a, B> {
 
     /// Bytes of all tensors taken; fails if the source has another that this family does not ignore.
     pub fn finish(self) -> Result<u64> {
-        let config = self.source.config();
         let unused: Vec<&&str> = self
             .present
             .iter()
-            .filter(|name| !self.taken.contains(**name) && !may_skip(config, name))
+            .filter(|name| !self.taken.contains(**name) && !may_skip(name))
             .filter(|name| !self.is_zero_bias(name))
             .collect();
         match unused.first() {

@@ -184,11 +184,20 @@ fn a_tied_head_is_taken_once() {
     let bytes = fs::read(folder.file(WEIGHTS)).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let embedding = tensors.tensor("model.embed_tokens.weight").unwrap();
-    let all = tensors.iter().chain([("lm_head.weight", embedding)]);
+    let all = tensors.iter().chain([("lm_head.weight", embedding.clone())]);
     let folder = folder.write(WEIGHTS, safetensors::serialize(all, None).unwrap());
     folder.open().unwrap();
     let plan = Plan::new(&Checkpoint::open(folder.0.path()).unwrap(), &Rules::universal()).unwrap();
     assert!(plan.items.iter().all(|item| item.name != "lm_head.weight"));
+    // One of its own counts, whatever config.json says.
+    let zeros = vec![0u8; embedding.data().len()];
+    let own =
+        safetensors::tensor::TensorView::new(embedding.dtype(), embedding.shape().to_vec(), &zeros).unwrap();
+    let all = tensors.iter().chain([("lm_head.weight", own)]);
+    let folder = folder.write(WEIGHTS, safetensors::serialize(all, None).unwrap());
+    folder.open().unwrap();
+    let plan = Plan::new(&Checkpoint::open(folder.0.path()).unwrap(), &Rules::universal()).unwrap();
+    assert!(plan.items.iter().any(|item| item.name == "lm_head.weight"));
 }
 
 #[test]

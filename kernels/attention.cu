@@ -2,11 +2,10 @@
 // Causal attention of many rows of a segment (prefill), flash-attention style: 64 rows of one head against tiles of
 // positions, both products on tensor cores, online softmax in f32. Grid: (row tiles, heads, segments). The output is not
 // rotated (Hadamard). A warp has 16 rows. q, k and v tiles are in shared memory, rows padded by 16 bytes so that ldmatrix
-// has no bank conflicts. A tile of v is loaded during the scores' product, the next tile of k during the output's.
+// has no bank conflicts. Constants: HEAD_DIM, TILE_Q rows, TILE_P positions, PITCH f16 elements a padded row. A tile of v is loaded during the scores' product, the next tile of k during the output's.
 // Bound: compute, 178 TFLOP/s. H200, 512 rows at position 4,096: 193 us for 32 heads of 128, 327 us for 16 of 256. Versions:
 // docs/log/cuda-prefill.md.
-constexpr u32 WARPS = 4, THREADS = WARPS * 32, TILE_Q = 16 * WARPS, TILE_P = HEAD_DIM <= 128 ? 64 : 32;
-constexpr u32 PITCH = HEAD_DIM + 8; // f16 elements of a padded row
+constexpr u32 WARPS = TILE_Q / 16, THREADS = WARPS * 32;
 
 __device__ __forceinline__ void ldmatrix(u32 (&r)[4], const u16* at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

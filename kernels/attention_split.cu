@@ -5,7 +5,7 @@
 // on the device, decides how many of the SPLITS work: one recorded launch serves every position.
 // attention_combine: joins the splits, multiplies by the gate, rotates. A block a rotation block.
 // Bound: latency with few positions, memory with many. H200, llama3-8b: 7.9 / 12.9 us at position 512 / 4,096, both kernels.
-// Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16.
+// Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16, SPLIT_SHARED.
 
 constexpr u32 WARPS = HEAD_DIM <= 128 ? 16 : 8;
 
@@ -20,6 +20,7 @@ KERNEL BOUNDS(WARPS * 32)
 attention_split(const f32* qkv, const Cache* k_cache, const Cache* v_cache, const u32* rows, f32* partial, f32* sums,
                 AttentionParams params) {
     struct Block { Found<WARPS> found; Share<WARPS>::Queries queries; };
+    static_assert(sizeof(Block) <= SPLIT_SHARED, "what the host gives a block");
     Block& block = *reinterpret_cast<Block*>(phase_shared());
     release_next();
     wait_inputs();

@@ -12,7 +12,7 @@
 // 6 us a phase. H200, llama3-8b (32 / 8 heads of 128): 6.4, 11.4 and 23.0 us after 190, 4,200 and 16,500 positions.
 // Versions: docs/log/cuda-decode.md.
 //
-// Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16.
+// Constants: HEAD_DIM, GROUP, SPLITS, CACHE_F16, STEP_SHARED.
 constexpr u32 WARPS = PERSISTENT_THREADS / 32;
 constexpr u32 LEAST = 64; // positions of a KV split, at least
 
@@ -25,6 +25,8 @@ struct Block {
     typename Share<WARPS>::Queries queries; // multiplied by score_scale * log2(e)
     __align__(16) Cache own[2][DIM];        // the row's own key and value
 };
+
+static_assert(sizeof(Block) <= STEP_SHARED, "what the host gives a block");
 
 // One head of the row, prepared by one warp: a query (the first `count` warps), the key or the value. A lane has PAIRS pairs
 // of elements that RoPE rotates against each other; pairs beyond rotary_dim, and the value's, keep their elements.

@@ -20,6 +20,7 @@ constexpr u32 TILE_BYTES = TILE_WORDS * 4, PIECES = PAIRS / 4, GROUP_BYTES = PIE
 constexpr u32 STAGE_CODES = WARP_CODES * ROW_TILES * TILE_BYTES, STAGE_X = WARP_CODES * NT * GROUP_BYTES;
 constexpr u32 STAGE_BYTES = STAGE_CODES + STAGE_X;
 constexpr u32 SUMS = MT * NT, LANES = WARP_ROWS * 32; // float4s of sums a lane; lanes that have an output
+static_assert(STAGES * STAGE_BYTES + (WARP_CODES - 1) * LANES * SUMS * 16 == TILES_SHARED, "what the host gives a block");
 
 __device__ __forceinline__ void copy_async(u32 to, const void* from, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");

@@ -13,6 +13,7 @@
 
 #ifdef PQ_REPLICAS
 constexpr u32 PITCH = 32, TILE_STAGE = PAIRS / 4 * PITCH;
+static_assert(WARPS * TILE_STAGE * 4 == PQ_STAGE_SHARED, "what the host gives a block");
 constexpr u32 STAGED = PASSES > 1 ? 8 : 4; // pairs a thread stages at a time: limited by registers
 
 // x is staged a chunk of columns at a time (all columns, where they fit).

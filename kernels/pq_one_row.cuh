@@ -9,6 +9,7 @@ constexpr u32 BATCH = PQ_BATCH;             // row tiles between two barriers of
 constexpr u32 AT_ONCE = 2, PASSES = PAIRS <= 16 ? 2 : 1, UNITS = AT_ONCE * PASSES;
 constexpr u32 BATCH_ROWS = BATCH * TILE_ROWS;
 constexpr u32 SUMS = BATCH_ROWS + 4;        // padded: 4 warps' sums of 8 rows are 32 banks
+static_assert(2 * WARPS * SUMS * 4 == PQ_SUMS_SHARED, "what the host gives a block");
 constexpr u32 WORDS = PAIRS * 4;            // pairs of weights of a tile's row
 
 // x of a tile in shared memory: for four pairs of a lane 8 slots of 4 words (the operand's columns, f16 and f16 remainder,

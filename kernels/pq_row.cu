@@ -20,6 +20,7 @@
 
 // x is staged with 2 slots more than it takes, so that storing 16 bytes of neighbouring pairs a thread has no bank conflicts.
 constexpr u32 PITCH = 40, TILE_STAGE = PAIRS / 4 * PITCH;
+static_assert(WARPS * TILE_STAGE * 4 == PQ_STAGE_SHARED / 32 * PITCH, "what the host gives a block");
 constexpr u32 COLUMNS_OF_TILE = TILE_CODES * D;
 constexpr u32 ROUND = WARPS * SPAN; // elements of x that a block prepares at a time
 // Words of a staged span. Its first SPAN_STAGE words serve the rotation's exchange before it is stored.

@@ -24,6 +24,7 @@ constexpr u32 SUMS = BATCH_ROWS + (SPLIT ? 8 : 4), WARP_SUMS = TOKENS * SUMS + 8
 constexpr u32 PIECES = PAIRS / 4;           // pieces of 16 bytes a lane of a code tile's x
 // Batches whose sums have space: the one being multiplied, the one being added up, and one between.
 constexpr u32 SLOTS = 3, SLOT = WARPS * WARP_SUMS;
+static_assert(SLOTS * SLOT * 4 <= PQ_SUMS_SHARED, "what the host gives a block");
 
 // A barrier in shared memory at which one lane arrives for each warp: 32 lanes would take 32 operations.
 __device__ __forceinline__ void init_barrier(u32 barrier) {

@@ -26,7 +26,7 @@ pub fn units(limit: usize) -> Vec<Checked> {
         Source::GatherRows,
         Source::Hessian,
         Source::PqMatmul,
-        Source::PqMatvecSubspace,
+        Source::PqSumParts,
         Source::PqTiles,
         Source::Quantize,
         Source::RmsNorm,

@@ -86,7 +86,7 @@ macro_rules! kernel_structs {
 }
 
 kernel_structs! {
-    /// A second copy of a kernel's output rows in the layout that the next product reads (prelude.cuh).
+    /// A second copy of a kernel's output rows in the layout that the next product reads (rows.cuh).
     PackedRows {
         at: Address = "uint4*",
         groups: u32 = "u32",

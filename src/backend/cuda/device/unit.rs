@@ -58,6 +58,7 @@ sources!(
     PqMatvecSubspace "pq_matvec_subspace",
     PqRow "pq_row",
     PqRows "pq_rows",
+    PqSumParts "pq_sum_parts",
     PqTiles "pq_tiles",
     Quantize "quantize",
     RmsNorm "rms_norm",
@@ -77,7 +78,8 @@ impl Source {
 }
 
 /// Text that every source starts with.
-pub const PRELUDE: &str = include_str!("../../../../kernels/prelude.cuh");
+pub const PRELUDE: &str =
+    concat!(include_str!("../../../../kernels/prelude.cuh"), include_str!("../../../../kernels/rows.cuh"));
 /// Text before the sources of a persistent kernel.
 const PERSISTENT_PRELUDE: &str = include_str!("../../../../kernels/persistent.cuh");
 const ATTENTION_LANES: &str = include_str!("../../../../kernels/attention_lanes.cuh");

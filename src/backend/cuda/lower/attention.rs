@@ -33,17 +33,17 @@ pub fn splits(sms: u32, blocks: u32, head_dim: u32) -> u32 {
     (sms / blocks).clamp(1, 64).min(most)
 }
 
-/// Elements of a head in shared memory (DIM in attention_lanes.cuh).
+/// Elements of a head in shared memory. The kernels' own sizes of what follows are asserted to fit (SPLIT_SHARED, STEP_SHARED).
 pub fn padded_dim(head_dim: u32) -> u32 {
     head_dim.next_power_of_two().max(64)
 }
 
-/// Shared memory of what 16 warps or fewer find for `heads` heads (Found in attention_lanes.cuh).
+/// Shared memory of what 16 warps or fewer find for `heads` heads.
 fn found(head_dim: u32, heads: u32) -> u32 {
     WARPS * heads * (padded_dim(head_dim) + 2) * 4
 }
 
-/// The same of the queries of `group` heads, f32 or as attention_tiles.cuh has them.
+/// The same of the queries of `group` heads, in f32 or for tensor cores.
 fn queries(head_dim: u32, group: u32) -> u32 {
     let dim = padded_dim(head_dim);
     (group * dim * 4).max(8 * (dim + 32) * 2)
@@ -61,23 +61,49 @@ pub fn persistent_shared(head_dim: u32, group: u32) -> u32 {
 
 /// Of few rows, by KV splits.
 pub fn by_splits(head_dim: u32, group: u32, splits: u32, cache: Cache) -> Unit {
-    let unit =
-        Unit::new(Source::AttentionSplit, &[("HEAD_DIM", head_dim), ("GROUP", group), ("SPLITS", splits)]);
-    cache.apply(unit)
-}
-
-/// Of many rows.
-pub fn by_tiles(head_dim: u32) -> Unit {
-    Cache::F16.apply(Unit::new(Source::Attention, &[("HEAD_DIM", head_dim)]))
+    let constants = [
+        ("HEAD_DIM", head_dim),
+        ("GROUP", group),
+        ("SPLITS", splits),
+        ("SPLIT_SHARED", split_shared(head_dim, group)),
+        ("STEP_SHARED", persistent_shared(head_dim, group)),
+    ];
+    cache.apply(Unit::new(Source::AttentionSplit, &constants))
 }
 
 /// Rows of a block of the prefill kernel.
 pub const ROWS: u32 = 64;
 
-/// Shared memory of a block of the prefill kernel (TILE_Q, TILE_P and PITCH in attention.cu), for heads that it takes.
+/// The prefill kernel's tiles.
+struct RowTiles {
+    /// Positions of a tile of keys or values.
+    positions: u32,
+    /// f16 elements of a row in shared memory: padded, so that ldmatrix has no bank conflicts.
+    pitch: u32,
+}
+
+impl RowTiles {
+    fn new(head_dim: u32) -> Self {
+        Self { positions: if head_dim <= 128 { 64 } else { 32 }, pitch: head_dim + 8 }
+    }
+
+    /// A tile of queries, one of keys, one of values.
+    fn shared(&self) -> u32 {
+        (ROWS + 2 * self.positions) * self.pitch * 2
+    }
+}
+
+/// Of many rows.
+pub fn by_tiles(head_dim: u32) -> Unit {
+    let tiles = RowTiles::new(head_dim);
+    let constants =
+        [("HEAD_DIM", head_dim), ("TILE_Q", ROWS), ("TILE_P", tiles.positions), ("PITCH", tiles.pitch)];
+    Cache::F16.apply(Unit::new(Source::Attention, &constants))
+}
+
+/// Shared memory of a block of the prefill kernel, for heads that it takes.
 pub fn rows_shared(head_dim: u32) -> Option<u32> {
-    let positions = if head_dim <= 128 { 64 } else { 32 };
-    (head_dim.is_multiple_of(16) && head_dim <= 256).then_some((ROWS + 2 * positions) * (head_dim + 8) * 2)
+    (head_dim.is_multiple_of(16) && head_dim <= 256).then_some(RowTiles::new(head_dim).shared())
 }
 
 /// Which kernels take an operation.

@@ -113,16 +113,18 @@ impl Matvec {
         // Row tiles between two meetings of a block's warps.
         let batch = if limit >= ROOMY { 16 } else { 8 };
         let shape = |warps: u32| {
-            let unit = pq(Source::PqMatvec, spec)
-                .with("PQ_TOKENS", 1)
-                .with("PQ_WARPS", warps)
-                .with("PQ_BATCH", batch);
-            let (unit, table) = with_table(unit, spec, replicas, limit);
             let entry = if spec.d == 1 { 1 } else { entry_halves(spec.d) as u32 };
             // f16, and what it leaves of the f32.
             let stage = warps * TILE_CODES as u32 * entry * 2 * 2;
             let tile_bytes = spec.code_bits() as u32 * 128;
             let sums = 2 * warps * (batch * TILE_ROWS as u32 + 4) * 4;
+            let unit = pq(Source::PqMatvec, spec)
+                .with("PQ_TOKENS", 1)
+                .with("PQ_WARPS", warps)
+                .with("PQ_BATCH", batch)
+                .with("PQ_SUMS_SHARED", sums)
+                .with("PQ_STAGE_SHARED", stage);
+            let (unit, table) = with_table(unit, spec, replicas, limit);
             let limit = limit as u32 - FIXED_SHARED;
             Self { unit, warps, table, tile_bytes, sums, stage, limit, d: spec.d as u32 }
         };
@@ -191,11 +193,15 @@ impl Rows {
         let unit = pq(Source::PqRows, spec).with("PQ_TOKENS", tokens);
         let (unit, table) = with_table(unit, spec, replicas, limit);
         // Warps, and row tiles between two of their meetings.
-        let shape = |(warps, batch): (u32, u32)| Self {
-            unit: unit.clone().with("PQ_WARPS", warps).with("PQ_BATCH", batch),
-            warps,
-            shared: table + 3 * warps * (tokens * (batch * TILE_ROWS as u32 + 8) + 8) * 4,
-            groups: tokens.div_ceil(8),
+        let shape = |(warps, batch): (u32, u32)| {
+            let sums = 3 * warps * (tokens * (batch * TILE_ROWS as u32 + 8) + 8) * 4;
+            let unit = unit.clone().with("PQ_WARPS", warps).with("PQ_BATCH", batch);
+            Self {
+                unit: unit.with("PQ_SUMS_SHARED", sums),
+                warps,
+                shared: table + sums,
+                groups: tokens.div_ceil(8),
+            }
         };
         let wide = spec.d <= 2 || spec.d <= 4 && tokens <= 8;
         let shapes = [(16, 4), (16, 2), (8, 4), (8, 2)].map(shape);
@@ -210,7 +216,7 @@ const FIXED_SHARED: u32 = 11 << 10;
 /// Where a codebook's copies begin in shared memory, behind that and the driver's 1 KiB.
 const TABLE_AT: u32 = 12 << 10;
 
-/// Shared memory of a row of `dim` that is rotated; see padded() in prelude.cuh.
+/// Shared memory of a row of `dim` that is rotated; see padded() in rows.cuh.
 pub fn row_shared(dim: u32) -> u32 {
     (dim / 64 * 72 + 72) * 4
 }

@@ -151,14 +151,15 @@ impl Tiles {
             33..=128 => [2, 8, 4, 2, 3, 1],
             _ => [2, 8, 8, 1, 3, 1],
         };
-        let shared = |[mt, nt, rows, codes, stages, _]: [u32; 6]| {
+        // Shared memory behind the table.
+        let behind = |[mt, nt, rows, codes, stages, _]: [u32; 6]| {
             let x = nt * 8 * TILE_CODES as u32 * entry * 2;
             let stage = codes * (rows * mt * spec.code_bits() as u32 * 128 + x);
             let sums = (codes - 1) * rows * mt * nt * 512;
-            TILES_TABLE_AT + table + stages * stage + sums
+            stages * stage + sums
         };
-        let most = limit as u32 / blocks - 1024;
-        while shared(shape) > most {
+        let most = (limit as u32 / blocks).saturating_sub(1024 + TILES_TABLE_AT + table);
+        while behind(shape) > most {
             let [mt, nt, rows, codes, stages, _] = &mut shape;
             match () {
                 () if *stages > 2 => *stages -= 1,
@@ -177,6 +178,7 @@ impl Tiles {
             .with("TILES_WARP_CODES", codes)
             .with("TILES_STAGES", stages)
             .with("TILES_BLOCKS", blocks)
+            .with("TILES_SHARED", behind(shape))
             .with("TILES_SPLIT", split.into());
         Self {
             unit,
@@ -184,7 +186,7 @@ impl Tiles {
             columns: nt * 8,
             codes,
             threads: rows * codes * 32,
-            shared: shared(shape),
+            shared: TILES_TABLE_AT + table + behind(shape),
             blocks,
         }
     }

@@ -65,7 +65,7 @@ impl Lowering {
                 .structure(params.words())
                 .structure(normed.words()),
         );
-        let function = Source::PqMatvecSubspace.unit().function("pq_sum_parts");
+        let function = Source::PqSumParts.unit().function("pq_sum_parts");
         let grid = (out as u32 * rows).div_ceil(32).min(sms);
         c.launch(
             Launch::new(function, [grid, 1, 1], 512, 0)

@@ -165,6 +165,7 @@ const MEASURED: &[Source] = &[
     Source::PqMatvec,
     Source::PqRows,
     Source::PqMatvecSubspace,
+    Source::PqSumParts,
     Source::PqMatmul,
     Source::PqMatmulTiles,
     Source::PackRows,

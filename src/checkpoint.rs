@@ -1,9 +1,10 @@
-//! [`Checkpoint`]: a Hugging Face folder, memory-mapped.
+//! [`Checkpoint`]: a Hugging Face folder, memory-mapped, or what another format makes of its files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::f16;
 use memmap2::Mmap;
@@ -42,43 +43,62 @@ pub struct RawTensor<'a> {
     pub bytes: &'a [u8],
 }
 
-/// A Hugging Face folder: config.json, tokenizer files, and one safetensors file or shards with an index.
-#[derive(Debug)]
+/// A Hugging Face folder: config.json, tokenizer files, and one safetensors file or shards with an index. Clones share
+/// the tensors.
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     config: ModelConfig,
     assets: Assets,
-    shards: Vec<Mmap>,
+    shards: Vec<Arc<Mmap>>,
     tensors: BTreeMap<String, Entry>,
     bytes: u64,
 }
 
-#[derive(Debug)]
-struct Entry {
-    dtype: safetensors::Dtype,
-    shape: Vec<usize>,
-    place: Place,
+/// A tensor of a checkpoint.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub dtype: safetensors::Dtype,
+    pub shape: Vec<usize>,
+    pub place: Place,
     /// Bytes that it takes, or stands for, in a file.
-    stored: u64,
+    pub stored: u64,
 }
 
-#[derive(Debug)]
-enum Place {
+/// Where a tensor's bytes are.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
     /// A range of a shard's bytes.
     File(usize, Range<usize>),
-    Memory(Vec<f16>),
+    Memory(Arc<Vec<u8>>),
 }
 
 impl Checkpoint {
     /// Opens the folder and reads every header; no tensor is read yet.
     pub fn open(dir: &Path) -> Result<Self> {
         let assets = read_assets(dir)?;
-        let config = ModelConfig::parse(&assets.config, assets.generation_config.as_deref())?;
-        let mut checkpoint = Self { config, assets, shards: Vec::new(), tensors: BTreeMap::new(), bytes: 0 };
+        let mut checkpoint = Self::without_tensors(assets)?;
         for path in shard_paths(dir)? {
             checkpoint.add_shard(path)?;
         }
         checkpoint.drop_twin();
         Ok(checkpoint)
+    }
+
+    /// A model of these texts, as yet without tensors.
+    pub(crate) fn without_tensors(assets: Assets) -> Result<Self> {
+        let config = ModelConfig::parse(&assets.config, assets.generation_config.as_deref())?;
+        Ok(Self { config, assets, shards: Vec::new(), tensors: BTreeMap::new(), bytes: 0 })
+    }
+
+    /// Adds a file, which [`Place::File`] counts.
+    pub(crate) fn add_file(&mut self, map: Mmap) {
+        self.bytes += map.len() as u64;
+        self.shards.push(Arc::new(map));
+    }
+
+    /// Adds a tensor; returns whether its name is new.
+    pub(crate) fn insert(&mut self, name: String, entry: Entry) -> bool {
+        self.tensors.insert(name, entry).is_none()
     }
 
     /// Forgets an output head that is the embedding stored a second time, where both are said to be one. A head of its own
@@ -111,12 +131,11 @@ impl Checkpoint {
             let place = Place::File(self.shards.len(), range);
             let stored = (end - start) as u64;
             let entry = Entry { dtype: info.dtype, shape: info.shape.clone(), place, stored };
-            if self.tensors.insert(name.clone(), entry).is_some() {
+            if !self.insert(name.clone(), entry) {
                 return Err(Error::invalid(what(), format!("tensor {name} is in another shard too")));
             }
         }
-        self.bytes += map.len() as u64;
-        self.shards.push(map);
+        self.add_file(map);
         Ok(())
     }
 
@@ -164,7 +183,7 @@ impl Checkpoint {
     fn bytes_of<'a>(&'a self, entry: &'a Entry) -> &'a [u8] {
         match &entry.place {
             Place::File(shard, range) => &self.shards[*shard][range.clone()],
-            Place::Memory(values) => bytemuck::cast_slice(values),
+            Place::Memory(bytes) => bytes,
         }
     }
 
@@ -175,13 +194,13 @@ impl Checkpoint {
         replaced: &[String],
         name: String,
         shape: [usize; 2],
-        values: Vec<f16>,
+        values: &[f16],
         stored: Option<u64>,
     ) {
         let old: u64 = replaced.iter().filter_map(|name| self.tensors.remove(name)).map(|e| e.stored).sum();
         let stored = stored.unwrap_or(old);
         self.bytes = self.bytes.saturating_sub(old) + stored;
-        let place = Place::Memory(values);
+        let place = Place::Memory(Arc::new(bytemuck::cast_slice(values).to_vec()));
         let entry = Entry { dtype: safetensors::Dtype::F16, shape: shape.to_vec(), place, stored };
         self.tensors.insert(name, entry);
     }

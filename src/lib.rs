@@ -15,7 +15,7 @@
 //! | [`format`](mod@format) | the .fasq file | pq, checkpoint |
 //! | [`backend`] | where a forward pass computes; `cpu` is the specification of every operation | pq, ops, plan |
 //! | [`baseline`] | weights of other quantizers, for comparison: round-to-nearest, GPTQ, AWQ | checkpoint |
-//! | [`model`] | a model's tensors, loading, the one forward pass | format, backend, baseline |
+//! | [`model`] | a model's tensors, loading, the one forward pass | format, backend, baseline, gguf |
 //! | [`generate`] | tokenizer, chat templates, sampling, text streams | model |
 //! | [`eval`] | logits, perplexity, divergence, multiple choice | model, generate |
 //! | [`quantize`] | from a checkpoint to a .fasq file of any size | pq, format, and for feedback and sensitivities model, generate, eval |
@@ -66,6 +66,7 @@ pub mod family;
 pub mod format;
 mod gemm;
 pub mod generate;
+pub mod gguf;
 pub mod model;
 pub mod ops;
 pub mod plan;

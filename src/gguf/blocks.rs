@@ -213,3 +213,39 @@ fn q6_k(x: &[u8], y: &mut [f32]) {
         *y = d * f32::from(scales[i / 16] as i8) * (f32::from(code) - 32.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Random blocks, decoded by `gguf.quants.dequantize` of PyPI's gguf 0.19.0.
+    const REFERENCE: &[u8] = include_bytes!("../../tests/fixtures/gguf-blocks.safetensors");
+
+    #[test]
+    fn quantized_blocks_decode_as_ggml_does() {
+        let reference = safetensors::SafeTensors::deserialize(REFERENCE).unwrap();
+        for blocks in KINDS.iter().filter(|blocks| blocks.dense().is_none()) {
+            let part = |part: &str| reference.tensor(&format!("{}.{part}", blocks.name)).unwrap();
+            let expected: Vec<f32> = bytemuck::pod_collect_to_vec(part("values").data());
+            let mut found = vec![0.0; expected.len()];
+            assert_eq!(blocks.row_bytes(found.len()), part("bytes").data().len());
+            blocks.decode(part("bytes").data(), &mut found);
+            assert_eq!(found, expected, "{}", blocks.name);
+        }
+    }
+
+    #[test]
+    fn dense_types_decode() {
+        for (kind, bytes, value) in [
+            (0, &1.5_f32.to_le_bytes()[..], 1.5),
+            (1, &f16::from_f32(-0.25).to_le_bytes(), -0.25),
+            (30, &bf16::from_f32(3.0).to_le_bytes(), 3.0),
+        ] {
+            let mut found = [0.0];
+            of_kind(kind).unwrap().decode(bytes, &mut found);
+            assert_eq!(found, [value]);
+        }
+        let error = of_kind(23).unwrap_err();
+        assert!(error.contains("Q4_K") && error.contains("IQ4_XS"), "{error}");
+    }
+}

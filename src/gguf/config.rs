@@ -167,6 +167,9 @@ fn mistral3(keys: &Keys<'_>, config: &mut Map<String, Value>) -> Result<()> {
 
 fn gemma3(keys: &Keys<'_>, config: &mut Map<String, Value>, layers: u64, width: u64) -> Result<()> {
     config.insert("sliding_window".into(), json!(keys.count("attention.sliding_window")?));
+    if let Some(pattern) = keys.count("attention.sliding_window_pattern")? {
+        config.insert("sliding_window_pattern".into(), json!(pattern));
+    }
     if let Some(theta) = keys.number("rope.freq_base_swa")? {
         config.insert("rope_local_base_freq".into(), json!(theta));
     }

@@ -14,6 +14,9 @@ mod examples;
 mod fixture;
 mod format;
 mod generate;
+mod gguf;
+mod gguf_real;
+mod gguf_writer;
 mod hub;
 mod hub_server;
 mod memory;
@@ -24,6 +27,5 @@ mod quantize_feedback;
 mod sampler;
 mod session;
 mod size;
-#[cfg(feature = "cuda")]
 #[path = "../support/skip.rs"]
 mod skip;

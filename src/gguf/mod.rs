@@ -86,10 +86,9 @@ fn checkpoint(containers: &[Container<'_>], files: &[&[u8]]) -> Result<Checkpoin
     let arch = Arch::new(Metadata::required(key, metadata.text(key)?)?)?;
     let mut checkpoint = Checkpoint::without_tensors(assets(arch, containers, files)?)?;
     for (file, info) in tensors_of(containers) {
-        if let Some((name, entry)) = entry(arch, checkpoint.config(), file, info, files[file])? {
-            if !checkpoint.insert(name, entry) {
-                return Err(Error::invalid(format!("tensor {}", info.name), "it is there twice"));
-            }
+        let entry = entry(arch, checkpoint.config(), file, info, files[file])?;
+        if entry.is_some_and(|(name, entry)| !checkpoint.insert(name, entry)) {
+            return Err(Error::invalid(format!("tensor {}", info.name), "it is there twice"));
         }
     }
     Ok(checkpoint)

@@ -37,7 +37,7 @@ Sampling defaults come from the model's generation_config.json, else they are te
 #[derive(Parser)]
 #[command(name = "fasq-run", version, after_help = NOTES)]
 pub struct RunArgs {
-    /// A .fasq file, or a Hugging Face folder to run unquantized; hf:ORG/NAME[@REVISION] is downloaded from the
+    /// A .fasq file, or a Hugging Face folder or GGUF file to run as it is; hf:ORG/NAME[@REVISION] is downloaded from the
     /// Hugging Face hub first
     #[cfg_attr(feature = "demo", doc = "[default: the built-in demo model]")]
     model: Option<PathBuf>,

@@ -130,7 +130,7 @@ fn rope_scaling(keys: &Keys<'_>, tensors: &Tensors<'_>) -> Result<Option<Value>>
     let kind = keys.metadata.text(&keys.key("rope.scaling.type"))?.unwrap_or("none");
     let factor = keys.number("rope.scaling.factor")?;
     match (kind, factor) {
-        ("none", _) | (_, None) => Ok(None),
+        ("none", _) | ("linear" | "yarn", None) => Ok(None),
         ("linear", Some(factor)) => Ok(Some(json!({ "rope_type": "linear", "factor": factor }))),
         ("yarn", Some(factor)) => {
             let mut scaling = json!({ "rope_type": "yarn", "factor": factor });

@@ -8,6 +8,7 @@ use fasq::generate::Tokenizer;
 use fasq::gguf;
 use fasq::model::{Model, Session, SessionOptions, Source};
 use pollster::block_on;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::fixture::{fixture, ids};
@@ -52,7 +53,10 @@ impl Written {
     }
 
     fn error(&self) -> String {
-        gguf::open(&self.path()).expect_err("a damaged file").to_string()
+        match gguf::open(&self.path()) {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("a damaged file opens"),
+        }
     }
 }
 
@@ -64,10 +68,27 @@ fn logits(source: &Source) -> Vec<f32> {
     block_on(session.prefill(0, &tokens)).unwrap()
 }
 
+/// A copy of a folder whose scores are scaled as all but one Gemma's are: metadata have no key for it.
+fn expressible(folder: &Path) -> TempDir {
+    let copy = TempDir::new().unwrap();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let config = copy.path().join("config.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    if json["query_pre_attn_scalar"].is_number() {
+        json["query_pre_attn_scalar"] = json["head_dim"].clone();
+        std::fs::write(&config, json.to_string()).unwrap();
+    }
+    copy
+}
+
 #[test]
 fn exported_fixtures_are_the_folders() {
     for (name, arch, pre) in EXPORTS {
-        let folder = Checkpoint::open(&fixtures().join(name)).unwrap();
+        let copy = expressible(&fixtures().join(name));
+        let folder = Checkpoint::open(copy.path()).unwrap();
         let written = Written::new(&export(&folder, arch, pre).bytes());
         let source = Source::open(&written.path()).unwrap();
         let (expected, found) = (logits(&Source::Checkpoint(folder)), logits(&source));
@@ -113,6 +134,7 @@ fn small() -> Gguf {
     file.f32s("tokenizer.ggml.scores", &[0.0, 0.0, 0.0, -2.0, -3.0, -1.0, 0.0, 0.0]);
     file.u32("tokenizer.ggml.bos_token_id", 1);
     file.u32("tokenizer.ggml.eos_token_id", 2);
+    file.flag("tokenizer.ggml.add_space_prefix", false);
     let ones = |file: &mut Gguf, name: &str, shape: &[usize]| {
         file.values(name, shape, F32, &vec![1.0; shape.iter().product()]);
     };
@@ -153,7 +175,7 @@ fn quantized_rows_change_places() {
     assert_eq!(rows, head(0).chain(head(16)).collect::<Vec<_>>());
     assert_eq!(checkpoint.config().eos, [2]);
     let tokenizer = Tokenizer::of(checkpoint.assets(), 8).unwrap();
-    assert_eq!(tokenizer.encode("\n", true).unwrap(), [1, 0, 7]);
+    assert_eq!(tokenizer.encode("ab\n", true).unwrap(), [1, 5, 7]);
     assert_eq!(tokenizer.len(), 8);
 }
 
@@ -192,6 +214,8 @@ fn logits_of_small(path: &Path) -> Vec<f32> {
     block_on(session.prefill(0, &[1, 3, 4])).unwrap()
 }
 
+type Damage<'a> = &'a dyn Fn(&mut Gguf);
+
 #[test]
 fn damaged_files_name_what_is_wrong() {
     let error = |change: &dyn Fn(&mut Gguf)| {
@@ -210,7 +234,7 @@ fn damaged_files_name_what_is_wrong() {
         }
     };
     const MAX: &[u8] = &[0xff; 8];
-    let cases: [(&dyn Fn(&mut Gguf), &str); 20] = [
+    let cases: [(Damage<'_>, &str); 20] = [
         (&set("general.architecture", 8, MAX), "general.architecture"),
         (&set("general.architecture", 8, b"\x03\0\0\0\0\0\0\0moe"), "moe"),
         (&set("general.architecture", 8, b"\x01\0\0\0\0\0\0\0\xff"), "UTF-8"),
@@ -221,7 +245,7 @@ fn damaged_files_name_what_is_wrong() {
         (&set("llama.attention.head_count", 4, &[0; 4]), "num_attention_heads"),
         (&set("llama.attention.layer_norm_rms_epsilon", 12, &[0xff; 8]), "layer_norm_rms_epsilon"),
         (&set("llama.expert_count", 4, &[8, 0, 0, 0]), "experts"),
-        (&set("llama.rope.scaling.type", 8, b"\x01\0\0\0\0\0\0\0x"), "metadata"),
+        (&set("llama.rope.scaling.type", 8, b"\x01\0\0\0\0\0\0\0x"), "rope.scaling.type"),
         (&set("tokenizer.ggml.add_bos_token", 7, &[2]), "truth value"),
         (&set("tokenizer.ggml.model", 8, b"\x04\0\0\0\0\0\0\0bert"), "bert"),
         (&set("tokenizer.ggml.token_type", 9, &[5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), "token_type"),
@@ -239,13 +263,13 @@ fn damaged_files_name_what_is_wrong() {
         let error = error(change);
         assert!(error.contains(word), "{word}: {error}");
     }
-    let more: [(&dyn Fn(&mut Gguf), &str); 7] = [
+    let more: [(Damage<'_>, &str); 7] = [
         (&|file| drop(file.tensors.remove(3)), "token_embd.weight"),
         (&|file| file.tensors[4].name = "blk.0.what.weight".into(), "blk.0.what.weight"),
         (&|file| file.tensors[5].name = file.tensors[4].name.clone(), "twice"),
         (&|file| file.tensors[9].shape = vec![16, 2, 32, 0], "ffn_down"),
         (&|file| file.tensors[10].shape = vec![64, 16], "attn_q.weight"),
-        (&|file| file.tensors[10].bytes[1] = 0x7c, "finite"),
+        (&|file| file.tensors[10].bytes[1] = 0x7c, "do not fit into F16"),
         (&|file| file.metadata.push(file.metadata[0].clone()), "twice"),
     ];
     for (change, word) in more {
@@ -259,7 +283,7 @@ fn damaged_files_name_what_is_wrong() {
     bytes[at..at + 8].fill(0);
     let error = Written::new(&bytes).error();
     assert!(error.contains("overlap"), "{error}");
-    for (at, word) in [(4, "version"), (8, "bytes wanted"), (16, "bytes wanted")] {
+    for (at, word) in [(4, "version"), (8, "tensor"), (16, "bytes wanted")] {
         let mut bytes = small().bytes();
         bytes[at..at + if at == 4 { 4 } else { 8 }].fill(0xff);
         let error = Written::new(&bytes).error();

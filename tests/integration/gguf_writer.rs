@@ -255,6 +255,7 @@ fn metadata(file: &mut Gguf, checkpoint: &Checkpoint, arch: &str) {
     if arch == "gemma3" {
         let period = config.layers.iter().position(|layer| layer.window.is_none()).unwrap() + 1;
         file.u32(&key("attention.sliding_window_pattern"), period);
+        file.f32(&key("rope.freq_base_swa"), config.ropes[1].theta as f32);
     }
     if let Some(net) = &config.delta_net {
         for (end, value) in [

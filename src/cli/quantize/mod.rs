@@ -23,7 +23,7 @@ use crate::{Error, Result};
 #[derive(Debug, Parser)]
 #[command(name = "fasq-quantize", version)]
 pub struct QuantizeArgs {
-    /// Hugging Face folder: config.json, safetensors, tokenizer.json; hf:ORG/NAME[@REVISION] is downloaded from the
+    /// Hugging Face folder (config.json, safetensors, tokenizer.json) or GGUF file; hf:ORG/NAME[@REVISION] is downloaded from the
     /// Hugging Face hub first
     #[arg(value_name = "SRC")]
     source: PathBuf,

@@ -8,6 +8,8 @@ mod manual;
 pub mod output;
 pub mod quantize;
 pub mod run;
+#[cfg(feature = "serve")]
+pub mod serve;
 mod writer;
 
 use std::io::{ErrorKind, Write};

@@ -137,7 +137,7 @@ struct Run<'a> {
 }
 
 /// The model, and what to call it.
-fn open(model: Option<&Path>, quiet: bool) -> Result<(Source, String)> {
+pub(super) fn open(model: Option<&Path>, quiet: bool) -> Result<(Source, String)> {
     match model {
         Some(path) => Ok((Source::open(&hub::local(path, quiet)?)?, path.display().to_string())),
         None => demo(),
@@ -202,7 +202,7 @@ impl BackendTask for Run<'_> {
 }
 
 /// The context to allocate: what was asked for, else the trained one up to [`CONTEXT`].
-fn context(asked: Option<usize>, trained: usize) -> Result<usize> {
+pub(super) fn context(asked: Option<usize>, trained: usize) -> Result<usize> {
     match asked {
         None => Ok(trained.min(CONTEXT)),
         Some(context) if (1..=trained).contains(&context) => Ok(context),

@@ -64,8 +64,19 @@ impl ChatTemplate {
     /// The text of a conversation. It contains its special tokens: encode it without adding any. With
     /// `add_generation_prompt` it ends where the assistant's next turn begins.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let mut variables = self.special_tokens.clone();
-        variables.insert("messages".into(), json!(messages));
+        self.render_with(&json!(messages), add_generation_prompt, Map::new())
+    }
+
+    /// [`ChatTemplate::render`] of messages that may have other fields, with variables of the model's own, as
+    /// `enable_thinking`; those that every template has keep their values.
+    pub fn render_with(
+        &self,
+        messages: &serde_json::Value,
+        add_generation_prompt: bool,
+        mut variables: Map<String, serde_json::Value>,
+    ) -> Result<String> {
+        variables.extend(self.special_tokens.clone());
+        variables.insert("messages".into(), messages.clone());
         variables.insert("add_generation_prompt".into(), json!(add_generation_prompt));
         variables.insert("tools".into(), json!(null));
         variables.insert("documents".into(), json!(null));

@@ -152,7 +152,7 @@ impl<'m, B: Backend> Session<'m, B> {
     }
 
     /// Runs the batch; returns the number of rows of logits.
-    async fn run(&mut self, batch: &Batch, tap: Option<Tap<'_>>) -> Result<usize> {
+    pub(crate) async fn run(&mut self, batch: &Batch, tap: Option<Tap<'_>>) -> Result<usize> {
         let segments = self.check(batch)?;
         let wanted: Vec<u32> =
             (0u32..).zip(&batch.rows).filter(|(_, row)| row.want_logits).map(|(i, _)| i).collect();

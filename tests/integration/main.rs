@@ -9,6 +9,7 @@ mod cli;
 #[cfg(feature = "cuda")]
 mod cuda_compile;
 mod documents;
+mod engine;
 mod eval;
 mod examples;
 mod fixture;
@@ -22,6 +23,10 @@ mod plans;
 mod quantize;
 mod quantize_feedback;
 mod sampler;
+#[cfg(feature = "serve")]
+mod serve;
+#[cfg(feature = "serve")]
+mod serve_client;
 mod session;
 mod size;
 #[cfg(feature = "cuda")]

@@ -119,7 +119,7 @@ fn clients_at_once_get_what_they_get_one_by_one() {
         asked.into_iter().map(|asked| asked.join().unwrap()).collect()
     });
     assert_eq!(at_once, one_by_one);
-    assert_eq!(server.metric("fasq:generation_tokens_total") > 0.0, true);
+    assert!(server.metric("fasq:generation_tokens_total") > 0.0);
     server.wait_for("fasq:num_requests_running", 0.0);
 }
 

@@ -11,8 +11,8 @@ lavapipe=/usr/share/vulkan/icd.d/lvp_icd.x86_64.json
 swiftshader=/usr/lib/chromium/vk_swiftshader_icd.json
 
 # System packages, where this is Debian and we are root: a software Vulkan driver for the wgpu tests, and Chromium for
-# the page's, which brings another. From PyPI NVRTC, by which the CUDA kernels are compiled, not run. Debian's compiler for
-# the page, where rustup's is not there.
+# the page's, which brings another. From PyPI NVRTC, by which the CUDA kernels are compiled, not run, and OpenAI's client.
+# Debian's compiler for the page, where rustup's is not there.
 install() {
     need=""
     [ -e "$lavapipe" ] || need="$need mesa-vulkan-drivers libvulkan1"
@@ -24,6 +24,8 @@ install() {
     fi
     nvrtc >/dev/null ||
         python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore nvidia-cuda-nvrtc-cu12
+    openai_client ||
+        python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore openai
     [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-unknown-unknown" ] ||
         sh web-demo/rustc-web.sh web-demo/target/rustc-web
 }
@@ -31,6 +33,11 @@ install() {
 # The libnvrtc of the Python package, if it is there.
 nvrtc() {
     python3 -c 'import nvidia.cuda_nvrtc as m; print(list(m.__path__)[0] + "/lib/libnvrtc.so.12")' 2>/dev/null
+}
+
+# Whether OpenAI's client is there.
+openai_client() {
+    python3 -c 'import openai' 2>/dev/null
 }
 
 # Downloads while the compiler runs.
@@ -58,6 +65,11 @@ cuda() {
     cargo test --test integration cuda_compile
 }
 
+clients() {
+    openai_client || missing "no Python package openai" || return
+    sh tests/clients/run.sh python3
+}
+
 kernels() {
     cargo test --test conformance -- --skip wgpu_few
 }
@@ -73,6 +85,7 @@ swiftshader() {
 stage build build
 stage install installed
 stage library library
+stage "OpenAI's client" clients
 stage "CUDA kernels compile" cuda
 stage "kernels on the CPU and lavapipe" kernels
 stage "kernels on SwiftShader" swiftshader

@@ -5,7 +5,7 @@
 //! one thread with its backend, with the threads that ask.
 
 mod adjust;
-mod engine;
+mod batching;
 mod queue;
 mod request;
 mod scheduler;
@@ -13,7 +13,7 @@ mod slots;
 mod text;
 
 pub use adjust::Adjustments;
-pub use engine::Engine;
+pub use batching::Engine;
 pub use queue::{Load, Place, Refusal, Requests, Submitter, queue};
 pub use request::{Event, Failure, Outcome, Request, Usage};
 pub use scheduler::{Scheduler, Share};

@@ -2,7 +2,7 @@
 //!
 //! Keys: llama.cpp's `gguf-py/gguf/constants.py`; what a key means: its `src/models/*.cpp`.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::arch::Arch;
 use super::metadata::Metadata;
@@ -33,9 +33,11 @@ pub fn config(arch: &Arch, metadata: &Metadata<'_>, tensors: &Tensors<'_>) -> Re
         Some(head_dim) => head_dim,
         None => hidden.checked_div(heads).unwrap_or_default(),
     };
-    let Value::Object(mut config) = json!({
+    let layers = keys.required("block_count")?;
+    let mut config = json!({
         "model_type": arch.model_type,
         "hidden_size": hidden,
+        "num_hidden_layers": layers,
         "intermediate_size": keys.required("feed_forward_length")?,
         "num_attention_heads": heads,
         "num_key_value_heads": keys.count("attention.head_count_kv")?.unwrap_or(heads),
@@ -49,17 +51,11 @@ pub fn config(arch: &Arch, metadata: &Metadata<'_>, tensors: &Tensors<'_>) -> Re
         "mlp_bias": (tensors.has)("blk.0.ffn_gate.bias"),
         "bos_token_id": metadata.count("tokenizer.ggml.bos_token_id")?,
         "eos_token_id": ends(metadata)?,
-    }) else {
-        return Err(Error::invalid("config.json", "no object"));
-    };
-    let layers = keys.required("block_count")?;
-    config.insert("num_hidden_layers".into(), json!(layers));
-    if let Some(scaling) = rope_scaling(&keys, tensors)? {
-        config.insert("rope_scaling".into(), scaling);
-    }
+        "rope_scaling": rope_scaling(&keys, tensors)?,
+    });
     if let Some(turned) = keys.count("rope.dimension_count")?.filter(|turned| *turned != head_dim) {
         // Rounded down, its product with `head_dim` is `turned`.
-        config.insert("partial_rotary_factor".into(), json!((turned as f64 + 0.5) / head_dim as f64));
+        config["partial_rotary_factor"] = json!((turned as f64 + 0.5) / head_dim as f64);
     }
     match arch.name {
         "mistral3" => mistral3(&keys, &mut config)?,
@@ -71,7 +67,7 @@ pub fn config(arch: &Arch, metadata: &Metadata<'_>, tensors: &Tensors<'_>) -> Re
         }
         _ => {}
     }
-    Ok(Value::Object(config).to_string())
+    Ok(config.to_string())
 }
 
 /// Every token that ends a text or a turn.
@@ -153,49 +149,50 @@ fn rope_scaling(keys: &Keys<'_>, tensors: &Tensors<'_>) -> Result<Option<Value>>
 }
 
 /// Ministral 3, or Mistral, which does not scale its queries.
-fn mistral3(keys: &Keys<'_>, config: &mut Map<String, Value>) -> Result<()> {
-    config.insert("sliding_window".into(), Value::Null);
-    let scaling = config.entry("rope_scaling").or_insert_with(|| json!({ "rope_type": "default" }));
-    // Sines and cosines stay as they are: `mscale` is `mscale_all_dim`.
-    scaling["attention_factor"] = json!(1.0);
+fn mistral3(keys: &Keys<'_>, config: &mut Value) -> Result<()> {
+    config["sliding_window"] = Value::Null;
+    if !config["rope_scaling"].is_null() {
+        // Sines and cosines stay as they are: `mscale` is `mscale_all_dim`.
+        config["rope_scaling"]["attention_factor"] = json!(1.0);
+    }
     match keys.number("attention.temperature_scale")?.filter(|beta| *beta > 0.0) {
-        Some(beta) => scaling["llama_4_scaling_beta"] = json!(beta),
+        Some(beta) => config["rope_scaling"]["llama_4_scaling_beta"] = json!(beta),
         None => config["model_type"] = json!("mistral"),
     }
     Ok(())
 }
 
-fn gemma3(keys: &Keys<'_>, config: &mut Map<String, Value>, layers: u64, width: u64) -> Result<()> {
-    config.insert("sliding_window".into(), json!(keys.count("attention.sliding_window")?));
+fn gemma3(keys: &Keys<'_>, config: &mut Value, layers: u64, width: u64) -> Result<()> {
+    config["sliding_window"] = json!(keys.count("attention.sliding_window")?);
     if let Some(pattern) = keys.count("attention.sliding_window_pattern")? {
-        config.insert("sliding_window_pattern".into(), json!(pattern));
+        config["sliding_window_pattern"] = json!(pattern);
     }
     if let Some(theta) = keys.number("rope.freq_base_swa")? {
-        config.insert("rope_local_base_freq".into(), json!(theta));
+        config["rope_local_base_freq"] = json!(theta);
     }
     if let Some(softcap) = keys.number("final_logit_softcapping")? {
-        config.insert("final_logit_softcapping".into(), json!(softcap));
+        config["final_logit_softcapping"] = json!(softcap);
     }
     // Every size scales scores by its heads' width but 27B, by hidden size over heads: no key says so.
     let scalar = if layers == LAYERS_OF_GEMMA_27B { json!(width) } else { config["head_dim"].clone() };
-    config.insert("query_pre_attn_scalar".into(), scalar);
+    config["query_pre_attn_scalar"] = scalar;
     Ok(())
 }
 
 const LAYERS_OF_GEMMA_27B: u64 = 62;
 
-fn phi3(keys: &Keys<'_>, config: &mut Map<String, Value>) -> Result<()> {
+fn phi3(keys: &Keys<'_>, config: &mut Value) -> Result<()> {
     let original = keys.count("rope.scaling.original_context_length")?;
-    config.insert("original_max_position_embeddings".into(), json!(original));
+    config["original_max_position_embeddings"] = json!(original);
     // 0: none.
     let window = keys.count("attention.sliding_window")?.filter(|window| *window > 0);
-    config.insert("sliding_window".into(), json!(window));
+    config["sliding_window"] = json!(window);
     Ok(())
 }
 
-fn qwen35(keys: &Keys<'_>, config: &mut Map<String, Value>, layers: u64) -> Result<()> {
+fn qwen35(keys: &Keys<'_>, config: &mut Value, layers: u64) -> Result<()> {
     let ahead = keys.count("nextn_predict_layers")?.unwrap_or_default();
-    config.insert("num_hidden_layers".into(), json!(layers.saturating_sub(ahead)));
+    config["num_hidden_layers"] = json!(layers.saturating_sub(ahead));
     let value_heads = keys.required("ssm.time_step_rank")?;
     let values = keys.required("ssm.inner_size")?;
     for (key, value) in [
@@ -206,7 +203,7 @@ fn qwen35(keys: &Keys<'_>, config: &mut Map<String, Value>, layers: u64) -> Resu
         ("linear_value_head_dim", values.checked_div(value_heads).unwrap_or_default()),
         ("linear_conv_kernel_dim", keys.required("ssm.conv_kernel")?),
     ] {
-        config.insert(key.into(), json!(value));
+        config[key] = json!(value);
     }
     Ok(())
 }

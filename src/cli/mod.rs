@@ -8,6 +8,8 @@ mod manual;
 pub mod output;
 pub mod quantize;
 pub mod run;
+#[cfg(feature = "serve")]
+pub mod serve;
 mod writer;
 
 use std::io::{ErrorKind, Write};
@@ -55,8 +57,8 @@ const FAILED: u8 = 2;
 /// Exit code after Ctrl-C: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
-/// Log messages without RUST_LOG: warnings, and what is measured once on a device.
-const LOG: &str = "warn,fasq::backend::cuda=info";
+/// Log messages without RUST_LOG: warnings, what is measured once on a device, and a line for each request served.
+const LOG: &str = "warn,fasq::backend::cuda=info,fasq::serve=info";
 
 /// Runs a program: log messages as RUST_LOG says (default: warnings, and what is measured once on a device), an error as
 /// one line on stderr and an exit code. A closed stdout, as by `| head`, is no failure.

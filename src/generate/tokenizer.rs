@@ -11,8 +11,17 @@ use crate::{Error, Result};
 /// What of a tokenizer.json is read here.
 #[derive(Deserialize)]
 struct File {
+    #[serde(default)]
+    added_tokens: Vec<Added>,
     post_processor: Option<Value>,
     decoder: Option<Value>,
+}
+
+/// An added token.
+#[derive(Deserialize)]
+struct Added {
+    id: u32,
+    content: String,
 }
 
 impl File {
@@ -118,6 +127,15 @@ impl Tokenizer {
         };
         let mut tokenizer =
             Self { inner, bos: None, ends: Vec::new(), byte_fallback: file.byte_fallback(), len };
+        for added in &file.added_tokens {
+            if let Some(id) = tokenizer.id(&added.content).filter(|id| *id != added.id) {
+                log::warn!(
+                    "tokenizer.json: token {:?} is said to be {} and is {id}",
+                    added.content,
+                    added.id
+                );
+            }
+        }
         tokenizer.bos = tokenizer.detect_bos()?;
         let ends = ENDS.iter().filter_map(|name| tokenizer.id(name));
         tokenizer.ends = ends.filter(|id| tokenizer.special(*id).is_some()).collect();
@@ -177,9 +195,22 @@ impl Tokenizer {
     }
 
     /// Tokens that end a text, besides those of the model's configuration: the end-of-text token that
-    /// tokenizer_config.json names, and the special tokens that are known by their names.
+    /// tokenizer_config.json names, the special tokens that are known by their names, and those of
+    /// [`Tokenizer::end_with`].
     pub fn ends(&self) -> &[u32] {
         &self.ends
+    }
+
+    /// Makes a token end texts as well, by its text or its id.
+    ///
+    /// # Errors
+    /// The tokenizer has no such token.
+    pub fn end_with(&mut self, token: &str) -> Result<()> {
+        let by_id = || token.parse().ok().filter(|id| self.token(*id).is_some());
+        let id = self.id(token).or_else(by_id);
+        let expected = "the text or the id of a token of this model";
+        self.ends.push(id.ok_or_else(|| Error::mismatch("end of text", expected, format!("{token:?}")))?);
+        Ok(())
     }
 
     /// Whether `encode(text, true)` begins with a BOS token.

@@ -1,8 +1,9 @@
 //! [`Session`]: runs batches of some sequences through a model and keeps their state.
 
+use super::linear::Ops;
 use super::load::Model;
 use super::memory;
-use super::pass::{Ops, Pass};
+use super::pass::Pass;
 use super::state::{Batch, LayerState, Scratch, Segment, SessionOptions, word};
 use crate::backend::{Backend, Key, unique};
 use crate::config::Rope;
@@ -151,7 +152,7 @@ impl<'m, B: Backend> Session<'m, B> {
     }
 
     /// Runs the batch; returns the number of rows of logits.
-    async fn run(&mut self, batch: &Batch, tap: Option<Tap<'_>>) -> Result<usize> {
+    pub(crate) async fn run(&mut self, batch: &Batch, tap: Option<Tap<'_>>) -> Result<usize> {
         let segments = self.check(batch)?;
         let wanted: Vec<u32> =
             (0u32..).zip(&batch.rows).filter(|(_, row)| row.want_logits).map(|(i, _)| i).collect();

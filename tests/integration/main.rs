@@ -9,6 +9,7 @@ mod cli;
 #[cfg(feature = "cuda")]
 mod cuda_compile;
 mod documents;
+mod engine;
 mod eval;
 mod examples;
 mod fixture;
@@ -25,6 +26,10 @@ mod plans;
 mod quantize;
 mod quantize_feedback;
 mod sampler;
+#[cfg(feature = "serve")]
+mod serve;
+#[cfg(feature = "serve")]
+mod serve_client;
 mod session;
 mod size;
 #[path = "../support/skip.rs"]

@@ -13,9 +13,9 @@ use pollster::block_on;
 
 /// The CPU, made to fail.
 #[derive(Default)]
-struct Faulty {
+pub struct Faulty {
     /// Fail half-way through the next list of operations.
-    fail: Cell<bool>,
+    pub fail: Cell<bool>,
     /// Words that are NaN whenever a buffer is read.
     nan: RefCell<Range<usize>>,
 }
@@ -55,7 +55,7 @@ impl Backend for Faulty {
     }
 }
 
-fn model(fixture: &str) -> Model<Faulty> {
+pub fn model(fixture: &str) -> Model<Faulty> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(fixture);
     Model::load(Faulty::default(), &Source::open(&folder).unwrap()).unwrap()
 }

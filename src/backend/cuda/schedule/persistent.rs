@@ -3,8 +3,8 @@
 //! One grid of resident blocks, one a multiprocessor, runs the phases with a barrier between them. Norms, rotations and
 //! GLU are part of the products beside them by then (plan.rs).
 
+use super::fusions::{Choose, CudaStep, Fusions};
 use super::phases::{Phase, Shape, call_words, shape, unit_of};
-use super::plan::{Choose, CudaStep, Fusions};
 use crate::backend::cuda::device::Scratch;
 use crate::backend::cuda::device::abi::{
     AttentionStepCall, DenseRowCall, EmbedCall, GatherRowsCall, GluCall, PhaseHead, PqRowCall, QkNormCall,

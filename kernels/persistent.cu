@@ -78,7 +78,8 @@ __device__ __forceinline__ void run(const Phase& phase) {
     wait_inputs(); // blocks without work wait too: none may be a phase ahead
 }
 
-extern "C" __global__ void __launch_bounds__(PERSISTENT_THREADS, 1) persistent(const Phase* program, u32 count, const u32* rows) {
+extern "C" __global__ void __launch_bounds__(PERSISTENT_THREADS, 1) persistent(const Phase* program, u32 count, const u32* rows,
+                                                                                 u32 short_context) {
     __shared__ Phase phases[2];
     constexpr u32 WORDS = sizeof(Phase) / 4;
     auto load = [&](u32 i, u32 slot) {
@@ -101,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(PERSISTENT_THREADS, 1) persistent(c
     u32 i = 0;
     for (u32 ended = 1; i < count; ended++) {
         const Phase& phase = phases[(ended - 1) % 2];
-        auto next = [&]() { return row_position < SHORT_CONTEXT ? phase.head.next_short : phase.head.next_long; };
+        auto next = [&]() { return row_position < short_context ? phase.head.next_short : phase.head.next_long; };
         load(next(), ended % 2);
         run(phase);
         arrived();

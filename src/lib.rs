@@ -15,7 +15,7 @@
 //! | [`format`](mod@format) | the .fasq file | pq, checkpoint |
 //! | [`backend`] | where a forward pass computes; `cpu` is the specification of every operation | pq, ops, plan |
 //! | [`baseline`] | weights of other quantizers, for comparison: round-to-nearest, GPTQ, AWQ | checkpoint |
-//! | [`model`] | a model's tensors, loading, the one forward pass | format, backend, baseline |
+//! | [`model`] | a model's tensors, loading, the one forward pass | format, backend, baseline, gguf |
 //! | [`generate`] | tokenizer, chat templates, sampling, text streams | model |
 //! | [`engine`] | many texts at once: continuous batching | model, generate |
 //! | [`eval`] | logits, perplexity, divergence, multiple choice | model, generate |
@@ -70,6 +70,7 @@ pub mod family;
 pub mod format;
 mod gemm;
 pub mod generate;
+pub mod gguf;
 pub mod model;
 pub mod ops;
 pub mod plan;

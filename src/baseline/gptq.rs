@@ -66,9 +66,14 @@ fn layer(
     let (ins, outs) = (codes(&qweight.name, qweight.rows, bits)?, qweight.cols);
     let (groups, scales) = scales(checkpoint, &format!("{name}.scales"), outs)?;
     let g_idx = format!("{name}.g_idx");
+    let in_order = || neighbours(&format!("{name}.scales"), ins, group, groups);
     let group_of = match checkpoint.contains(&g_idx) {
-        true => group_index(checkpoint, &g_idx, ins, groups)?,
-        false => neighbours(&format!("{name}.scales"), ins, group, groups)?,
+        true => match group_index(checkpoint, &g_idx, ins, groups)? {
+            // Written by programs whose kernels do not read it unless columns were reordered.
+            index if groups > 1 && index.iter().all(|group| *group == 0) => in_order()?,
+            index => index,
+        },
+        false => in_order()?,
     };
     qzeros.check_shape(groups, qzeros.cols)?;
     if codes(&qzeros.name, qzeros.cols, bits)? != outs {

@@ -130,7 +130,7 @@ impl<Q: Fn(usize, usize) -> u32 + Sync> Layer<'_, Q> {
         if checkpoint.contains(&weight) {
             return Err(Error::invalid(format!("tensor {weight}"), "its packed form is present as well"));
         }
-        checkpoint.replace(&replaced, weight, [outs, ins], weights, None);
+        checkpoint.replace(&replaced, weight, [outs, ins], &weights, None);
         Ok(())
     }
 }

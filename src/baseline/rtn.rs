@@ -58,7 +58,7 @@ impl Rtn {
         }
         checkpoint.release(name);
         let stored = self.matrix_bytes(rows, cols);
-        checkpoint.replace(&[name.to_owned()], name.to_owned(), [rows, cols], rounded, Some(stored));
+        checkpoint.replace(&[name.to_owned()], name.to_owned(), [rows, cols], &rounded, Some(stored));
         Ok(())
     }
 

@@ -4,14 +4,57 @@ use std::io::{IsTerminal, stdin};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
+use clap::Args;
 use rustyline::error::ReadlineError;
 use rustyline::{Behavior, Config, DefaultEditor};
+use serde_json::Value;
 
 use super::writer::Writer;
 use super::{note, one_line};
 use crate::backend::Backend;
-use crate::generate::{ChatTemplate, Message, StopReason};
+use crate::checkpoint::Assets;
+use crate::config::ModelConfig;
+use crate::generate::{ChatTemplate, Message, StopReason, Tokenizer};
 use crate::{Error, Result};
+
+#[derive(Args)]
+#[command(next_help_heading = "Chat template")]
+pub struct TemplateArgs {
+    /// A variable of the model's chat template, such as enable_thinking=false: JSON, or else text; may be given more
+    /// than once
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    template_var: Vec<(String, Value)>,
+    /// Let the model think before it answers, where its template can say so
+    #[arg(long)]
+    think: bool,
+    /// Let it answer at once
+    #[arg(long, conflicts_with = "think")]
+    no_think: bool,
+}
+
+/// The variables by which chat templates ask whether the model thinks.
+const THINKING: [&str; 2] = ["enable_thinking", "thinking"];
+
+impl TemplateArgs {
+    /// The model's template with these variables.
+    pub fn open(&self, assets: &Assets, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+        let thinks = (self.think || self.no_think).then_some(Value::Bool(self.think));
+        let thinking =
+            thinks.iter().flat_map(|thinks| THINKING.map(|name| (name.to_owned(), thinks.clone())));
+        let variables = thinking.chain(self.template_var.iter().cloned()).collect();
+        Ok(ChatTemplate::new(assets, config, tokenizer)?.with(variables))
+    }
+}
+
+fn variable(text: &str) -> Result<(String, Value), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => {
+            let json = serde_json::from_str(value);
+            Ok((name.to_owned(), json.unwrap_or_else(|_| Value::String(value.to_owned()))))
+        }
+        _ => Err("expected NAME=VALUE".into()),
+    }
+}
 
 const HELP: &str = "\
 /reset   forget the conversation

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser};
 use indicatif::DecimalBytes;
 
-use super::chat::chat;
+use super::chat::{TemplateArgs, chat};
 use super::output::Output;
 use super::writer::Writer;
 use super::{DeviceArgs, hub};
 use crate::backend::{Backend, BackendTask};
 use crate::baseline::Rtn;
-use crate::generate::{ChatTemplate, Generator, Limits, Sampler, Sampling, StopReason, Tokenizer};
+use crate::generate::{Generator, Limits, Sampler, Sampling, StopReason, Tokenizer};
 use crate::model::{Model, Source, memory};
 use crate::{Error, Result};
 
@@ -37,7 +37,7 @@ Sampling defaults come from the model's generation_config.json, else they are te
 #[derive(Parser)]
 #[command(name = "fasq-run", version, after_help = NOTES)]
 pub struct RunArgs {
-    /// A .fasq file, or a Hugging Face folder to run unquantized; hf:ORG/NAME[@REVISION] is downloaded from the
+    /// A .fasq file, or a Hugging Face folder or GGUF file to run as it is; hf:ORG/NAME[@REVISION] is downloaded from the
     /// Hugging Face hub first
     #[cfg_attr(feature = "demo", doc = "[default: the built-in demo model]")]
     model: Option<PathBuf>,
@@ -62,6 +62,11 @@ pub struct RunArgs {
     /// End the text before this one; may be given more than once
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// A token that ends the text as well, by its text or id; may be given more than once
+    #[arg(long, value_name = "TOKEN")]
+    eos: Vec<String>,
+    #[command(flatten)]
+    template: TemplateArgs,
     #[command(flatten)]
     device: DeviceArgs,
     /// CPU threads [default: one for each core]
@@ -162,7 +167,8 @@ impl BackendTask for Run<'_> {
     fn run<B: Backend + Clone>(self, backend: B) -> Result<()> {
         let Self { args, source, name } = self;
         let (config, assets) = (source.config(), source.assets());
-        let tokenizer = Tokenizer::of(assets, config.vocab)?;
+        let mut tokenizer = Tokenizer::of(assets, config.vocab)?;
+        args.eos.iter().try_for_each(|token| tokenizer.end_with(token))?;
         let sampling = args.sampling.over(assets.generation_config.as_deref())?;
         let seed = sampling.seed;
         let sampler = Sampler::new(sampling)?;
@@ -171,7 +177,7 @@ impl BackendTask for Run<'_> {
         let at_terminal = stdin().is_terminal();
         let asked = args.chat || args.system.is_some();
         let chats = asked || (args.prompt.is_none() && at_terminal && assets.chat_template.is_some());
-        let template = chats.then(|| ChatTemplate::new(assets, config, &tokenizer)).transpose()?;
+        let template = chats.then(|| args.template.open(assets, config, &tokenizer)).transpose()?;
         let tokens = args.tokens.or((!chats).then_some(TOKENS));
 
         memory::check(&backend, source, &Generator::<B>::options(context))?;

@@ -183,14 +183,13 @@ fn turned(text: &Keys<'_>, family: &Family, count: usize) -> Result<Vec<bool>> {
 mod tests {
     use crate::config::{Layer, ModelConfig};
 
-    /// The layers of four of a family: windows and rotary embeddings.
-    fn layers(model_type: &str, more: &str) -> Result<Vec<(Option<usize>, Option<usize>)>, String> {
+    /// The four layers of a family's model.
+    fn layers(model_type: &str, more: &str) -> Result<Vec<Layer>, String> {
         let config = format!(
             r#"{{"model_type":"{model_type}","hidden_size":64,"intermediate_size":64,"num_hidden_layers":4,
             "num_attention_heads":32,"vocab_size":100{more}}}"#
         );
-        let config = ModelConfig::parse(&config, None).map_err(|e| e.to_string())?;
-        Ok(config.layers.iter().map(|Layer { window, rope, .. }| (*window, *rope)).collect())
+        ModelConfig::parse(&config, None).map(|config| config.layers).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -198,7 +197,7 @@ mod tests {
         const TYPES: &str =
             r#","layer_types":["sliding_attention","full_attention","full_attention","sliding_attention"]"#;
         let windows = |model_type: &str, more: &str| -> Vec<Option<usize>> {
-            layers(model_type, more).unwrap().into_iter().map(|(window, _)| window).collect()
+            layers(model_type, more).unwrap().into_iter().map(|layer| layer.window).collect()
         };
         let (all, none, listed) = ([Some(8); 4], [None; 4], [Some(8), None, None, Some(8)]);
         assert_eq!(windows("llama", r#","sliding_window":8"#), none);
@@ -224,7 +223,7 @@ mod tests {
     #[test]
     fn rotary_embeddings_are_where_transformers_has_them() {
         let ropes = |model_type: &str, more: &str| -> Vec<Option<usize>> {
-            layers(model_type, more).unwrap().into_iter().map(|(_, rope)| rope).collect()
+            layers(model_type, more).unwrap().into_iter().map(|layer| layer.rope).collect()
         };
         assert_eq!(ropes("smollm3", ""), [Some(0), Some(0), Some(0), None]);
         let listed = r#","no_rope_layers":[0,1,1,0,1]"#;

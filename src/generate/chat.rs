@@ -41,6 +41,8 @@ impl Message {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: Map<String, serde_json::Value>,
+    /// Of the user's; those that every template has keep their values.
+    variables: Map<String, serde_json::Value>,
 }
 
 impl ChatTemplate {
@@ -58,13 +60,20 @@ impl ChatTemplate {
         Ok(Self {
             environment: environment(template).map_err(invalid)?,
             special_tokens: special_tokens(assets, config, tokenizer)?,
+            variables: Map::new(),
         })
+    }
+
+    /// The same with variables of the model's own, as `enable_thinking`.
+    #[must_use]
+    pub fn with(self, variables: Map<String, serde_json::Value>) -> Self {
+        Self { variables, ..self }
     }
 
     /// The text of a conversation. It contains its special tokens: encode it without adding any. With
     /// `add_generation_prompt` it ends where the assistant's next turn begins.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.render_with(&json!(messages), add_generation_prompt, Map::new())
+        self.render_with(&json!(messages), add_generation_prompt, self.variables.clone())
     }
 
     /// [`ChatTemplate::render`] of messages that may have other fields, with variables of the model's own, as

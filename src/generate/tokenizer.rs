@@ -1,16 +1,27 @@
-//! [`Tokenizer`]: text to token ids and back, and [`Decoder`], which turns a stream of ids into whole characters.
+//! [`Tokenizer`]: text to token ids and back.
 
 use serde::Deserialize;
 use serde_json::Value;
+use tokenizers::{DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, TokenizerImpl};
 
+use super::splitter::Splitter;
 use crate::checkpoint::Assets;
 use crate::{Error, Result};
 
 /// What of a tokenizer.json is read here.
 #[derive(Deserialize)]
 struct File {
+    #[serde(default)]
+    added_tokens: Vec<Added>,
     post_processor: Option<Value>,
     decoder: Option<Value>,
+}
+
+/// An added token.
+#[derive(Deserialize)]
+struct Added {
+    id: u32,
+    content: String,
 }
 
 impl File {
@@ -57,13 +68,15 @@ const ENDS: [&str; 7] = [
     "<|endoftext|>",
 ];
 
+type Inner = TokenizerImpl<ModelWrapper, NormalizerWrapper, Splitter, PostProcessorWrapper, DecoderWrapper>;
+
 /// The tokenizer of a model: its tokenizer.json, checked against the model's vocabulary.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Inner,
     bos: Option<u32>,
     /// Tokens that end a text, besides those of the model's configuration.
     ends: Vec<u32>,
-    /// Whether a character may be several tokens of a byte each, which decode to a U+FFFD each until it is whole.
+    /// Whether tokens of single bytes stand for what the vocabulary lacks.
     byte_fallback: bool,
     /// One more than the largest id.
     len: usize,
@@ -96,7 +109,7 @@ impl Tokenizer {
     /// # Errors
     /// The text is not a tokenizer, has no tokens, or has ids that the model lacks.
     pub fn new(json: &str, vocab: usize) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json)
+        let mut inner = Inner::from_bytes(json)
             .map_err(|e| Error::invalid("tokenizer.json", e.to_string().replace('\n', " ")))?;
         let file: File = serde_json::from_str(json).map_err(|e| Error::invalid("tokenizer.json", e))?;
         check_template(&file)?;
@@ -114,6 +127,15 @@ impl Tokenizer {
         };
         let mut tokenizer =
             Self { inner, bos: None, ends: Vec::new(), byte_fallback: file.byte_fallback(), len };
+        for added in &file.added_tokens {
+            if let Some(id) = tokenizer.id(&added.content).filter(|id| *id != added.id) {
+                log::warn!(
+                    "tokenizer.json: token {:?} is said to be {} and is {id}",
+                    added.content,
+                    added.id
+                );
+            }
+        }
         tokenizer.bos = tokenizer.detect_bos()?;
         let ends = ENDS.iter().filter_map(|name| tokenizer.id(name));
         tokenizer.ends = ends.filter(|id| tokenizer.special(*id).is_some()).collect();
@@ -158,10 +180,37 @@ impl Tokenizer {
         self.token(id).filter(|text| added.is_special_token(text))
     }
 
+    /// Whether some tokens stand for a byte each, "<0x0A>", and decode to text together with those beside them.
+    pub(super) fn has_byte_tokens(&self) -> bool {
+        self.byte_fallback
+    }
+
+    /// Whether an id is such a token.
+    pub(super) fn is_byte(&self, id: u32) -> bool {
+        let byte = |token: String| {
+            let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+            digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
+        };
+        self.byte_fallback && self.token(id).is_some_and(byte)
+    }
+
     /// Tokens that end a text, besides those of the model's configuration: the end-of-text token that
-    /// tokenizer_config.json names, and the special tokens that are known by their names.
+    /// tokenizer_config.json names, the special tokens that are known by their names, and those of
+    /// [`Tokenizer::end_with`].
     pub fn ends(&self) -> &[u32] {
         &self.ends
+    }
+
+    /// Makes a token end texts as well, by its text or its id.
+    ///
+    /// # Errors
+    /// The tokenizer has no such token.
+    pub fn end_with(&mut self, token: &str) -> Result<()> {
+        let by_id = || token.parse().ok().filter(|id| self.token(*id).is_some());
+        let id = self.id(token).or_else(by_id);
+        let expected = "the text or the id of a token of this model";
+        self.ends.push(id.ok_or_else(|| Error::mismatch("end of text", expected, format!("{token:?}")))?);
+        Ok(())
     }
 
     /// Whether `encode(text, true)` begins with a BOS token.
@@ -179,64 +228,4 @@ impl Tokenizer {
 /// A token's text in a side file: a string, or an object that has it.
 pub fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value["content"].as_str())
-}
-
-/// Bytes of the longest character.
-const LONGEST: usize = 4;
-
-/// The text from byte `given` on. A byte token can turn the character before it into several U+FFFD, so that `given` lies
-/// within one of them: then from the next one on.
-fn after(text: &str, given: usize) -> &str {
-    let start = (given..text.len()).find(|at| text.is_char_boundary(*at));
-    start.map_or("", |start| &text[start..])
-}
-
-/// Decodes ids one at a time; holds back a character until all its bytes have arrived.
-///
-/// Special tokens are left out. The pieces together equal [`Tokenizer::decode`] of all ids.
-pub struct Decoder<'t> {
-    tokenizer: &'t Tokenizer,
-    /// The last ids: decoding may depend on whether a token is the first, so one whole piece is kept as context.
-    ids: Vec<u32>,
-    /// Bytes of the text of `ids` that have been returned.
-    given: usize,
-    /// Of `ids`, those of the last whole piece.
-    context: usize,
-}
-
-impl<'t> Decoder<'t> {
-    pub fn new(tokenizer: &'t Tokenizer) -> Self {
-        Self { tokenizer, ids: Vec::new(), given: 0, context: 0 }
-    }
-
-    /// The text that `id` completes, perhaps empty.
-    pub fn push(&mut self, id: u32) -> Result<String> {
-        self.ids.push(id);
-        let text = self.tokenizer.decode(&self.ids, true)?;
-        // An unfinished character decodes to U+FFFD at the very end; what precedes it will not change any more. With byte
-        // tokens each of its bytes does, and after four of them nothing is unfinished: no character is longer.
-        let whole = match self.tokenizer.byte_fallback {
-            false => text.strip_suffix(char::REPLACEMENT_CHARACTER).unwrap_or(&text),
-            true if self.ids.len() - self.context < LONGEST => {
-                text.trim_end_matches(char::REPLACEMENT_CHARACTER)
-            }
-            true => &text,
-        };
-        let piece = after(whole, self.given).to_owned();
-        self.given = self.given.max(whole.len());
-        if whole.len() == text.len() {
-            self.ids.drain(..self.context);
-            self.context = self.ids.len();
-            self.given = self.tokenizer.decode(&self.ids, true)?.len();
-        }
-        Ok(piece)
-    }
-
-    /// The rest at the end of a text: U+FFFD for an unfinished character, else nothing.
-    pub fn finish(&mut self) -> Result<String> {
-        let text = self.tokenizer.decode(&self.ids, true)?;
-        let rest = after(&text, self.given).to_owned();
-        (self.ids, self.given, self.context) = (Vec::new(), 0, 0);
-        Ok(rest)
-    }
 }

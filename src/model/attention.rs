@@ -1,9 +1,8 @@
 //! The attention block: QKV, norms of queries and keys, rotary embedding and cache, attention, output.
 
 use super::arch::Input;
-use super::forward::AroundNorms;
 use super::linear::Linear;
-use super::pass::Pass;
+use super::pass::{AroundNorms, Pass};
 use super::source::Tensors;
 use super::state::{Cache, word};
 use crate::Result;

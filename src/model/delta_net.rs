@@ -1,9 +1,8 @@
 //! The gated delta net block: projections, causal convolution, delta rule, gated norm, output.
 
 use super::arch::Input;
-use super::forward::AroundNorms;
 use super::linear::Linear;
-use super::pass::Pass;
+use super::pass::{AroundNorms, Pass};
 use super::source::Tensors;
 use super::state::Recurrence;
 use crate::backend::Backend;

@@ -1,10 +1,10 @@
 //! [`Layer`]: a transformer block, whose forward pass is the same for every family and backend.
 
-use super::arch::{self, Input, NormNames};
+use super::arch::{self, Input};
 use super::attention::Attention;
 use super::delta_net::DeltaNet;
 use super::mlp::Mlp;
-use super::pass::Pass;
+use super::pass::{AroundNorms, Pass};
 use super::source::Tensors;
 use super::state::LayerState;
 use crate::backend::Backend;
@@ -19,19 +19,6 @@ pub struct Layer<B: Backend> {
     mlp: Mlp<B>,
     /// Columns of each [`Input`].
     pub(super) input_cols: [usize; Input::PER_LAYER],
-}
-
-/// The norms around a mixer or an MLP, where the family has them.
-pub(super) struct AroundNorms<B: Backend> {
-    pub before: Option<B::Buffer>,
-    pub after: Option<B::Buffer>,
-}
-
-impl<B: Backend> AroundNorms<B> {
-    fn load(tensors: &mut Tensors<'_, B>, layer: usize, names: NormNames) -> Result<Self> {
-        let mut norm = |name: Option<&str>| name.map(|name| tensors.block_buffer(layer, name)).transpose();
-        Ok(Self { before: norm(names.before)?, after: norm(names.after)? })
-    }
 }
 
 enum MixerWeights<B: Backend> {

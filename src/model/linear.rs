@@ -3,13 +3,15 @@
 use half::f16;
 
 use super::arch::Input;
-use super::pass::Ops;
 use super::source::Tensors;
 use crate::backend::{Backend, Dtype, WeightData};
-use crate::ops::{self, LinearParams, Rotate, RotateParams};
+use crate::ops::{self, LinearParams, Op, Rotate, RotateParams};
 use crate::pq::Rotation;
 use crate::tensor::TensorView;
 use crate::{Error, Result};
+
+/// Recorded operations of a backend.
+pub type Ops<'a, B> = Vec<Op<'a, <B as Backend>::Buffer, <B as Backend>::Weight>>;
 
 /// Linear layers `[out, in]` over the same input, stacked along `out`: a row of the output holds theirs side by side.
 pub struct Linear<B: Backend> {

@@ -1,9 +1,8 @@
 //! The MLP block: gate and up, their gated activation, down, and the norms around them.
 
 use super::arch::Input;
-use super::forward::AroundNorms;
 use super::linear::Linear;
-use super::pass::Pass;
+use super::pass::{AroundNorms, Pass};
 use super::source::Tensors;
 use crate::Result;
 use crate::backend::Backend;

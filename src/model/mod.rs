@@ -1,6 +1,6 @@
 //! A model: families as data, loading, and the one forward pass.
 //!
-//! [`Source`] (a Hugging Face folder or a .fasq file) -> [`Model`] (weights on a backend) -> [`Session`] (the state
+//! [`Source`] (a Hugging Face folder, a GGUF file or a .fasq file) -> [`Model`] (weights on a backend) -> [`Session`] (the state
 //! of some sequences), which takes a [`Batch`] of rows and gives logits.
 
 pub mod arch;

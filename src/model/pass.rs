@@ -1,14 +1,13 @@
 //! [`Pass`]: the operations of one batch as the blocks record them.
 
-use super::forward::AroundNorms;
-use super::linear::{Linear, LinearIo};
+use super::arch::NormNames;
+use super::linear::{Linear, LinearIo, Ops};
+use super::source::Tensors;
 use super::state::Scratch;
+use crate::Result;
 use crate::backend::Backend;
 use crate::config::ModelConfig;
 use crate::ops::{GatherRows, GatherRowsParams, Op, RmsNorm, RmsNormParams, Rotate, RotateParams};
-
-/// Recorded operations of a backend.
-pub type Ops<'a, B> = Vec<Op<'a, <B as Backend>::Buffer, <B as Backend>::Weight>>;
 
 /// What the blocks need to record a batch, and what they have recorded.
 pub struct Pass<'a, B: Backend> {
@@ -25,6 +24,19 @@ pub struct Pass<'a, B: Backend> {
     /// Buffers for copies of the inputs of a block's [`Linear`]s, in their order; empty if no copies are wanted.
     pub(super) inputs: &'a [B::Buffer],
     pub(super) ops: Ops<'a, B>,
+}
+
+/// The norms around a mixer or an MLP, where the family has them.
+pub(super) struct AroundNorms<B: Backend> {
+    pub before: Option<B::Buffer>,
+    pub after: Option<B::Buffer>,
+}
+
+impl<B: Backend> AroundNorms<B> {
+    pub(super) fn load(tensors: &mut Tensors<'_, B>, layer: usize, names: NormNames) -> Result<Self> {
+        let mut norm = |name: Option<&str>| name.map(|name| tensors.block_buffer(layer, name)).transpose();
+        Ok(Self { before: norm(names.before)?, after: norm(names.after)? })
+    }
 }
 
 impl<'a, B: Backend> Pass<'a, B> {

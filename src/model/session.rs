@@ -1,8 +1,9 @@
 //! [`Session`]: runs batches of some sequences through a model and keeps their state.
 
+use super::linear::Ops;
 use super::load::Model;
 use super::memory;
-use super::pass::{Ops, Pass};
+use super::pass::Pass;
 use super::state::{Batch, LayerState, Scratch, Segment, SessionOptions, word};
 use crate::backend::{Backend, Key, unique};
 use crate::config::Rope;

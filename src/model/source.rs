@@ -9,6 +9,7 @@ use crate::baseline::{self, Rtn};
 use crate::checkpoint::{Assets, Checkpoint};
 use crate::config::ModelConfig;
 use crate::format::{Reader, fnv1a};
+use crate::gguf;
 use crate::tensor::TensorView;
 use crate::{Error, Result};
 
@@ -22,13 +23,22 @@ pub enum Source {
 }
 
 impl Source {
-    /// A Hugging Face folder, unquantized or of GPTQ or AWQ, or a .fasq file.
+    /// A Hugging Face folder, unquantized or of GPTQ or AWQ, a GGUF file, or a .fasq file.
     pub fn open(path: &Path) -> Result<Self> {
+        if gguf::is_gguf(path) {
+            return gguf::open(path).map(Self::Checkpoint);
+        }
         if !path.is_dir() {
             return Reader::open(path).map(Self::File);
         }
         let mut checkpoint = Checkpoint::open(path)?;
         baseline::unpack(&mut checkpoint, path)?;
+        Ok(Self::Checkpoint(checkpoint))
+    }
+
+    /// What can be quantized: a Hugging Face folder as it is, or a GGUF file.
+    pub fn unquantized(path: &Path) -> Result<Self> {
+        let checkpoint = if gguf::is_gguf(path) { gguf::open(path)? } else { Checkpoint::open(path)? };
         Ok(Self::Checkpoint(checkpoint))
     }
 

@@ -206,7 +206,7 @@ impl Check<'_> {
         self.holds("qkv", op.qkv, product([p.rows, p.stride]))?;
         // Kernels may read an element that they do not use.
         self.holds("inv_freq", op.inv_freq, (p.rotary_dim / 2).max(1).into())?;
-        if p.query_beta != 0.0 && !(p.query_context >= 1.0) {
+        if p.query_beta != 0.0 && (p.query_context < 1.0 || p.query_context.is_nan()) {
             return Err(self.error("query_context", "at least 1", p.query_context));
         }
         self.holds("rows", op.rows, product([p.rows, 2]))?;

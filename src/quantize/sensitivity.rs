@@ -117,7 +117,7 @@ impl Sensitivities {
     /// Takes a pass over the text and the time to load the model for each matrix.
     pub fn measure<B: Backend + Clone>(
         model: &Model<B>,
-        checkpoint: &dyn Fn() -> Result<Checkpoint>,
+        checkpoint: &Checkpoint,
         plan: &Plan,
         text: &[Vec<u32>],
         mut inputs: Option<&mut dyn Inputs>,
@@ -135,7 +135,7 @@ impl Sensitivities {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
-            let mut changed = checkpoint()?;
+            let mut changed = checkpoint.clone();
             let error = quantize(model.backend().quantizer(), &mut changed, item, hessian)?;
             let changed = Model::load(model.backend().clone(), &Source::Checkpoint(changed))?;
             let logits = logits(&changed, &text)?;
@@ -215,8 +215,8 @@ fn quantize(
             rotation.invert(row);
         }
     });
-    let values = decoded.into_iter().map(f16::from_f32).collect();
-    checkpoint.replace(std::slice::from_ref(&item.name), item.name.clone(), [rows, cols], values, None);
+    let values: Vec<f16> = decoded.into_iter().map(f16::from_f32).collect();
+    checkpoint.replace(std::slice::from_ref(&item.name), item.name.clone(), [rows, cols], &values, None);
     Ok(distortion(&spec))
 }
 

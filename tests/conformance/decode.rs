@@ -79,8 +79,8 @@ const FAR: Case = (WIDE, "2-256@universal", "2-256@universal", 1, 4, 600);
 
 const CASES: &[Case] = &[
     (LLAMA, "2-256@universal", "2-256@universal", 1, 20, 310),
-    (LLAMA, "2-256@universal", "2-256@universal", 1, 8, 252), // from few positions to many
-    (WIDE, "2-256@universal", "2-256@universal", 1, 8, 252),
+    (LLAMA, "2-256@universal", "2-256@universal", 1, 8, 124), // from few positions to many
+    (WIDE, "2-256@universal", "2-256@universal", 1, 8, 60),
     FAR,
     (WIDE, "2-256@universal", "2-64@universal", 1, 4, 3),
     (LLAMA, "2-64@universal", "3-4096@universal", 1, 6, 310),

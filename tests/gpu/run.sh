@@ -38,7 +38,7 @@ sanitizer() {
     # shellcheck disable=SC2086
     step timeout 600 compute-sanitizer --tool "$1" $option --error-exitcode 1 "$folder/conformance" --test-threads=1 \
         cuda::attention cuda::causal_conv cuda::delta_rule cuda::embed cuda::gated_norm cuda::gather_rows \
-        cuda::rms_norm cuda::rope_cache cuda::rotate cuda::glu cuda::top_k cuda_chunks cuda_few cuda_rows
+        cuda::qk_norm cuda::rms_norm cuda::rope_cache cuda::rotate cuda::glu cuda::top_k cuda_chunks cuda_few cuda_rows
 }
 
 bench() {

@@ -198,14 +198,20 @@ fn packed_folders_become_their_weights() {
 #[test]
 fn without_an_index_neighbours_share_a_group() {
     let layout = LAYOUTS[0];
-    let (mut tensors, weights) = pack(layout);
-    tensors.retain(|name, _| !name.ends_with("g_idx"));
-    let folder = write(&tensors, Some(config(layout)));
-    let mut checkpoint = Checkpoint::open(folder.path()).unwrap();
-    unpack(&mut checkpoint, folder.path()).unwrap();
-    let name = format!("{UP}.weight");
-    let expected: Vec<u8> = weights[&name].iter().flat_map(|w| w.to_le_bytes()).collect();
-    assert_eq!(checkpoint.raw(&name).unwrap().bytes, expected);
+    let (with_index, weights) = pack(layout);
+    let mut without = with_index.clone();
+    without.retain(|name, _| !name.ends_with("g_idx"));
+    // One of zeros says nothing either.
+    let mut zeros = with_index;
+    zeros.iter_mut().filter(|(name, _)| name.ends_with("g_idx")).for_each(|(_, tensor)| tensor.2.fill(0));
+    for tensors in [without, zeros] {
+        let folder = write(&tensors, Some(config(layout)));
+        let mut checkpoint = Checkpoint::open(folder.path()).unwrap();
+        unpack(&mut checkpoint, folder.path()).unwrap();
+        let name = format!("{UP}.weight");
+        let expected: Vec<u8> = weights[&name].iter().flat_map(|w| w.to_le_bytes()).collect();
+        assert_eq!(checkpoint.raw(&name).unwrap().bytes, expected);
+    }
 }
 
 /// The same weights, however the settings are written.

@@ -124,6 +124,19 @@ fn templates_in_the_style_of_qwen() {
 }
 
 #[test]
+fn a_template_has_the_users_variables() {
+    let fixture = fixture("llama32-tiny-tied");
+    let template =
+        "{% if enable_thinking %}<think>{% endif %}{{ effort }}{{ messages | length }}{{ eos_token }}";
+    let assets = Assets { chat_template: Some(template.into()), ..fixture.assets.clone() };
+    let variables = serde_json::json!({"enable_thinking": true, "effort": "low", "eos_token": "mine"});
+    let template = ChatTemplate::new(&assets, &fixture.config, &fixture.tokenizer()).unwrap();
+    let template = template.with(variables.as_object().unwrap().clone());
+    let rendered = template.render(&[Message::new("user", "a")], true).unwrap();
+    assert_eq!(rendered, "<think>low1<|end_of_text|>");
+}
+
+#[test]
 fn templates_see_what_transformers_gives_them() {
     let one = |template: &str| render(template, &[("user", "<a href=\"x\">&'é")]).unwrap();
     assert_eq!(one("{{ messages[0] | tojson }}"), r#"{"role": "user", "content": "<a href=\"x\">&'é"}"#);

@@ -177,6 +177,46 @@ fn side_files_stop_nothing() {
     }
 }
 
+/// Side files of older folders: tokens that tokenizer.json lacks, and what ends a text.
+#[test]
+fn tokens_of_side_files_are_tokens() {
+    // The last reserved tokens are gone from tokenizer.json.
+    let without = |tokenizer: &mut Value| {
+        let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+        added.truncate(added.len() - 2);
+    };
+    let tokenizer_of = |folder: Folder| {
+        let checkpoint = Checkpoint::open(folder.0.path()).unwrap();
+        Tokenizer::of(checkpoint.assets(), checkpoint.config().vocab).unwrap()
+    };
+    let added = r#"{"<|last|>": 511, "<|last_but_one|>": 510}"#;
+    let tokens = r#"{"eos_token": {"content": "<|last|>"}}"#;
+    let tokenizer = tokenizer_of(
+        Folder::copy(SINGLE)
+            .edit_json("tokenizer.json", without)
+            .edit_json("tokenizer_config.json", |config| {
+                config.as_object_mut().unwrap().remove("added_tokens_decoder");
+                config.as_object_mut().unwrap().remove("eos_token");
+            })
+            .write("added_tokens.json", added)
+            .write("special_tokens_map.json", tokens),
+    );
+    assert_eq!(tokenizer.encode("<|last|>", false).unwrap(), [511]);
+    assert_eq!(tokenizer.id("<|last_but_one|>"), Some(510));
+    assert!(tokenizer.ends().contains(&511) && tokenizer.len() == 512);
+    let decoder = json!({"510": {"content": "<|a|>", "special": true}, "511": {"content": "<|b|>"}});
+    let tokenizer = tokenizer_of(
+        Folder::copy(SINGLE)
+            .edit_json("tokenizer.json", without)
+            .edit_json("tokenizer_config.json", |config| config["added_tokens_decoder"] = decoder)
+            .write("special_tokens_map.json", r#"{"eos_token": "<|nobody|>"}"#),
+    );
+    assert_eq!(tokenizer.encode("<|a|><|b|>", false).unwrap(), [510, 511]);
+    assert!(tokenizer.special(510).is_some() && tokenizer.special(511).is_none());
+    let error = Checkpoint::open(Folder::copy(SINGLE).write("added_tokens.json", r#"{"x": "y"}"#).0.path());
+    assert!(error.unwrap_err().to_string().contains("added_tokens.json"));
+}
+
 /// A tied head that is stored as well is one matrix.
 #[test]
 fn a_tied_head_is_taken_once() {

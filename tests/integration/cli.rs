@@ -131,6 +131,8 @@ fn usage_errors() {
         &["--backend", "tpu"],
         &["-n", "many"],
         &["--greedy", "--temperature", "1"],
+        &["--think", "--no-think"],
+        &["--template-var", "enable_thinking"],
     ] {
         let output = fasq_run(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2));
@@ -157,8 +159,21 @@ fn mistakes_are_one_line() {
     assert!(error_of(&[tied, "--top-p", "nan", "-p", "a"]).contains("top-p"));
     assert!(error_of(&[tied, "--threads", "0", "-p", "a"]).contains("--threads"));
     assert!(error_of(&[tied, "-q", "--stop", "", "-p", "a"]).contains("stop string"));
+    assert!(error_of(&[tied, "--eos", "<|nobody|>", "-p", "a"]).contains("<|nobody|>"));
+    assert!(error_of(&[tied, "--eos", "512", "-p", "a"]).contains("512"));
     let no_bytes = with_stdin(run_fixture("llama32-tiny-tied", &["-q"]), b"\xff\xfe");
     assert!(failed(no_bytes).contains("stdin"));
+}
+
+#[test]
+fn a_token_named_by_hand_ends_the_text() {
+    let run = |args: &[&str]| {
+        text(run_fixture("llama32-tiny-tied", &[&["-p", "licence", "--greedy"], args].concat()))
+    };
+    let long = run(&["-n", "6"]);
+    let ids: Vec<String> = (0..480).map(|id| id.to_string()).collect();
+    let all: Vec<&str> = ids.iter().flat_map(|id| ["--eos", id]).collect();
+    assert!(!long.is_empty() && run(&[&["-n", "6"][..], &all].concat()).is_empty());
 }
 
 #[test]

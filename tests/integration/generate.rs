@@ -202,24 +202,46 @@ fn a_tokenizer_knows_what_ends_a_text() {
 }
 
 /// A tokenizer of single bytes, as converted from SentencePiece.
-#[test]
-fn byte_tokens_are_streamed_as_characters() {
+fn byte_tokenizer() -> Tokenizer {
     let mut vocab: serde_json::Map<String, serde_json::Value> =
         (0..256).map(|byte| (format!("<0x{byte:02X}>"), byte.into())).collect();
     vocab.insert("a".into(), 256.into());
+    vocab.insert("\u{2581}".into(), 257.into());
+    vocab.insert("</s>".into(), 258.into());
     let json = serde_json::json!({
-        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
-        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "version": "1.0", "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+        "added_tokens": [{"id": 258, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true}],
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
         "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true, "unk_token": null},
     });
-    let tokenizer = Tokenizer::new(&json.to_string(), 257).unwrap();
+    Tokenizer::new(&json.to_string(), 259).unwrap()
+}
+
+#[test]
+fn byte_tokens_are_streamed_as_characters() {
+    let tokenizer = byte_tokenizer();
     let ids: Vec<u32> = "a😀中a".bytes().map(|byte| if byte == b'a' { 256 } else { byte.into() }).collect();
     let streamed = pieces(&tokenizer, &ids);
     assert_eq!(streamed.concat(), "a😀中a");
-    assert!(streamed.contains(&"😀".to_owned()), "{streamed:?}");
-    // Bytes that are no character come out as what they decode to.
-    let stray = vec![0x9f; 40];
-    assert_eq!(pieces(&tokenizer, &stray).concat(), tokenizer.decode(&stray, true).unwrap());
+    assert!(streamed.contains(&"😀中a".to_owned()), "{streamed:?}");
+    // A run that is not UTF-8 as a whole is a U+FFFD for each byte, the newline that began it too.
+    assert_eq!(pieces(&tokenizer, &[256, 0x0a, 0xe2, 256]).concat(), "a\u{fffd}\u{fffd}a");
+    // A special token is no part of the text, so that it does not end a run either.
+    assert_eq!(pieces(&tokenizer, &[0xe4, 258, 0xb8, 258, 0xad]).concat(), "中");
+}
+
+static BYTE_TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(byte_tokenizer);
+
+proptest! {
+    #[test]
+    fn pieces_of_byte_tokens_are_the_whole(
+        ids in prop::collection::vec(prop_oneof![Just(0x0a), 0x80u32..0xff, 256u32..259], 0..40)
+    ) {
+        prop_assert_eq!(pieces(&BYTE_TOKENIZER, &ids).concat(), BYTE_TOKENIZER.decode(&ids, true).unwrap());
+    }
 }
 
 #[test]

@@ -15,6 +15,9 @@ mod examples;
 mod fixture;
 mod format;
 mod generate;
+mod gguf;
+mod gguf_real;
+mod gguf_writer;
 mod hub;
 mod hub_server;
 mod memory;
@@ -29,6 +32,5 @@ mod serve;
 mod serve_client;
 mod session;
 mod size;
-#[cfg(feature = "cuda")]
 #[path = "../support/skip.rs"]
 mod skip;

@@ -177,11 +177,17 @@ fn measured_sensitivities_tell_matrices_apart() {
     let size = TextSize { sequences: 6, length: 48, seed: 1 };
     let text = block_on(text::write(&model, size, &stop, &|_| ())).unwrap();
     let plan = Plan::new(checkpoint, &Rules::universal()).unwrap();
-    let open = || Checkpoint::open(&fixture(NAME));
     let measure = || {
         let mut inputs = Activations::new(&model, &text[2..], &stop).unwrap();
-        let measured =
-            Sensitivities::measure(&model, &open, &plan, &text[..2], Some(&mut inputs), &stop, &|_, _| ());
+        let measured = Sensitivities::measure(
+            &model,
+            checkpoint,
+            &plan,
+            &text[..2],
+            Some(&mut inputs),
+            &stop,
+            &|_, _| (),
+        );
         measured.unwrap()
     };
     let measured = measure();

@@ -48,7 +48,7 @@ pub fn sigmoid(x: f32) -> f32 {
 /// GELU as approximated by tanh: `x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
 pub fn gelu(x: f32) -> f32 {
     // (1 + tanh(u)) / 2 is sigmoid(2 u).
-    const TWICE_ROOT: f32 = 1.595_769_1;
+    const TWICE_ROOT: f32 = 1.595_769;
     x * sigmoid(TWICE_ROOT * (x + 0.044715 * x * x * x))
 }
 

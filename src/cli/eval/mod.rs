@@ -21,7 +21,7 @@ use crate::generate::Tokenizer;
 use crate::model::{Model, Source};
 use crate::{Error, Result};
 
-/// Measure a language model: a .fasq file, or a Hugging Face folder to measure unquantized.
+/// Measure a language model: a .fasq file, or a Hugging Face folder or GGUF file to measure as it is.
 #[derive(Parser)]
 #[command(name = "fasq-eval", version)]
 pub struct EvalArgs {
@@ -41,7 +41,7 @@ enum Task {
 /// What every task takes.
 #[derive(Args)]
 struct ModelArgs {
-    /// A .fasq file or a Hugging Face folder; hf:ORG/NAME[@REVISION] is downloaded from the Hugging Face hub first
+    /// A .fasq file, a Hugging Face folder or a GGUF file; hf:ORG/NAME[@REVISION] is downloaded from the Hugging Face hub first
     model: PathBuf,
     /// Round the linear layers of an unquantized model to the nearest step: rtn-BITS-gGROUP, like rtn-4-g128
     #[arg(long, value_name = "NAME")]

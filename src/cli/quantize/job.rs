@@ -203,8 +203,8 @@ impl Job<'_> {
             _ => Some(Activations::new(model, &rest[..rest.len().min(2 * PROBE_SEQUENCES)], self.stop)?),
         };
         let inputs = inputs.as_mut().map(|inputs| inputs as &mut dyn Inputs);
-        let open = || Checkpoint::open(&self.args.source);
-        let measured = Sensitivities::measure(model, &open, plan, probe, inputs, self.stop, &progress);
+        let measured =
+            Sensitivities::measure(model, self.checkpoint, plan, probe, inputs, self.stop, &progress);
         bar.finish_and_clear();
         measured
     }

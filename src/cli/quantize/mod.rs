@@ -11,7 +11,6 @@ use clap::{Parser, ValueEnum};
 
 use self::job::Job;
 use super::{DeviceArgs, hub, interrupt_flag};
-use crate::checkpoint::Checkpoint;
 use crate::model::Source;
 use crate::quantize::{Size, Target};
 use crate::{Error, Result};
@@ -24,7 +23,7 @@ use crate::{Error, Result};
 #[derive(Debug, Parser)]
 #[command(name = "fasq-quantize", version)]
 pub struct QuantizeArgs {
-    /// Hugging Face folder: config.json, safetensors, tokenizer.json; hf:ORG/NAME[@REVISION] is downloaded from the
+    /// Hugging Face folder (config.json, safetensors, tokenizer.json) or GGUF file; hf:ORG/NAME[@REVISION] is downloaded from the
     /// Hugging Face hub first
     #[arg(value_name = "SRC")]
     source: PathBuf,
@@ -148,9 +147,13 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         check_out(out)?;
     }
     super::set_threads(args.threads)?;
-    let source = Source::Checkpoint(Checkpoint::open(&hub::local(&args.source, args.quiet || args.json)?)?);
+    let source = Source::unquantized(&hub::local(&args.source, args.quiet || args.json)?)?;
     let Source::Checkpoint(checkpoint) = &source else {
-        return Err(Error::mismatch(args.source.display().to_string(), "a model folder", "a file"));
+        return Err(Error::mismatch(
+            args.source.display().to_string(),
+            "a model folder or a GGUF file",
+            "a file",
+        ));
     };
     let feedback = args.feedback.clone().unwrap_or(match args.preset {
         Preset::Default => Learn::Own,

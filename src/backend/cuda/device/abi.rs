@@ -291,6 +291,4 @@ kernel_constants! {
     FEEDBACK_ROWS: "u32" = 32,
     /// Bytes of the next matrix that a block of the persistent kernel prefetches before a barrier.
     PREFETCH_BYTES: "u32" = 65536,
-    /// Positions from which on a row's attention is divided into KV splits in the persistent kernel.
-    SHORT_CONTEXT: "u32" = 256,
 }

@@ -124,6 +124,12 @@ impl AttentionAlgorithm {
     }
 }
 
+/// Positions up to which the persistent kernel gives each head of a row to one block: what 32 heads of 128 elements can
+/// load in the time that joining KV splits takes, on an H200.
+pub fn short_context(p: &AttentionParams) -> u32 {
+    (1024 * p.heads / p.head_dim).clamp(64, 256)
+}
+
 /// Attention by KV splits: its unit and grid.
 pub struct Splits {
     pub unit: Unit,

@@ -19,7 +19,8 @@ pub mod weight;
 use std::rc::Rc;
 
 pub use attention::{
-    AttentionAlgorithm, Splits, by_splits, by_tiles, persistent_shared, rows_shared, split_shared,
+    AttentionAlgorithm, Splits, by_splits, by_tiles, persistent_shared, rows_shared, short_context,
+    split_shared,
 };
 pub use delta_net::{by_chunks, by_rows};
 pub use linear::Io;

@@ -1,12 +1,14 @@
 //! Schedule: what is fused, which runs of steps become one launch, and which algorithm multiplies what.
 
+mod fusions;
 mod persistent;
 mod phases;
 mod plan;
 mod tune;
 
+pub use fusions::{Choose, Target};
 pub use phases::unit as persistent_unit;
-pub use plan::{Choose, Segment, Target, plan};
+pub use plan::{Segment, plan};
 #[cfg(any(test, feature = "test-support"))]
 pub use tune::Untuned;
 pub use tune::{Tuned, Tuner};
@@ -16,7 +18,7 @@ use super::lower::{Buffer, Lowering, Weight};
 use crate::ops::Op;
 use crate::plan::Step;
 use crate::{Error, Result};
-use plan::CudaStep;
+use fusions::CudaStep;
 
 /// The launches of a plan.
 pub fn lower<C: Choose<Weight>>(

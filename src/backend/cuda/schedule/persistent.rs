@@ -3,8 +3,8 @@
 //! One grid of resident blocks, one a multiprocessor, runs the phases with a barrier between them. Norms, rotations and
 //! GLU are part of the products beside them by then (plan.rs).
 
+use super::fusions::{Choose, CudaStep, Fusions};
 use super::phases::{Phase, Shape, call_words, shape, unit_of};
-use super::plan::{Choose, CudaStep, Fusions};
 use crate::backend::cuda::device::Scratch;
 use crate::backend::cuda::device::abi::{
     AttentionStepCall, DenseRowCall, EmbedCall, GatherRowsCall, GluCall, PhaseHead, PqRowCall, QkNormCall,
@@ -16,7 +16,7 @@ use crate::backend::cuda::lower::kernels::Matvec;
 use crate::backend::cuda::lower::weight::{Kind, Part, Pq};
 use crate::backend::cuda::lower::{
     Buffer, Lowering, Splits, Weight, gather_rows_shape, glu_shape, qk_norm_shape, rms_norm_shape,
-    spans_shape,
+    short_context, spans_shape,
 };
 use crate::ops::{self, LinearParams, Op, RotateParams};
 use crate::plan::{Fuse, FusedLinear, Input, RopeAttention, Step};
@@ -67,13 +67,14 @@ impl Lowering {
         fusions: &Fusions<'c, C>,
     ) -> Result<()> {
         let Shape { threads, shared, .. } = shape(steps, fusions);
-        let (mut phases, mut rows) = (Vec::new(), None);
+        let (mut phases, mut rows, mut short) = (Vec::new(), None, 0);
         let plain = self.plain_row(steps)?;
         for (i, step) in steps.iter().enumerate() {
             self.phases(&mut phases, step, fusions, plain.as_ref())
                 .map_err(|e| Error::invalid(format!("phase {i}, {step}"), e))?;
             if let Step::RopeAttention(fused) = step {
                 rows = Some(fused.rope.rows.memory());
+                short = short_context(&fused.attention.params);
             }
         }
         look_ahead(&mut phases);
@@ -86,7 +87,8 @@ impl Lowering {
                 .resident()
                 .own(memory)
                 .word(phases.len() as u32)
-                .optional(rows, 0),
+                .optional(rows, 0)
+                .word(short),
         );
         Ok(())
     }

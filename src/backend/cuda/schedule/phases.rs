@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::{Choose, CudaStep, Fusions, only_part};
+use super::fusions::{Choose, CudaStep, Fusions, only_part};
 use crate::backend::cuda::device::abi::{AttentionStepCall, DenseRowCall, EmbedCall, PqRowCall, TILE_CODES};
 use crate::backend::cuda::device::unit::{Source, Unit};
 use crate::backend::cuda::lower::kernels;

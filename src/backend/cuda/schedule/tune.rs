@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use cudarc::driver::sys;
 
-use super::plan::Choose;
+use super::fusions::Choose;
 use crate::backend::cuda::device::Device;
 use crate::backend::cuda::device::cache::Entry;
 use crate::backend::cuda::device::graphs::enqueue;

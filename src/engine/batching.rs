@@ -181,16 +181,16 @@ impl<'m, B: Backend> Engine<'m, B> {
     }
 
     /// Appends a token to each text that was read to its end.
-    fn write(&mut self, shares: &[Share], mut next: Next) {
+    fn write(&mut self, shares: &[Share], next: Next) {
         let (context, vocab) = (self.session.options().context, self.session.model().config().vocab);
         let known = self.tokenizer.len().min(vocab);
         for (row, Share { slot, .. }) in shares.iter().filter(|share| share.last).enumerate() {
             let Some(text) = &mut self.texts[*slot] else { continue };
-            let token = match &mut next {
-                Next::Tokens(tokens) => Ok(tokens[row]),
-                Next::Logits(logits) => text.sample(&mut logits[row * vocab..][..known]),
+            let sampled = match &next {
+                Next::Tokens(tokens) => Ok((tokens[row], None)),
+                Next::Logits(logits) => text.sample(&logits[row * vocab..][..known]),
             };
-            match token.and_then(|token| text.push(token, context)) {
+            match sampled.and_then(|(token, logprobs)| text.push(token, logprobs, context)) {
                 Ok(false) => {}
                 Ok(true) => self.end(*slot),
                 Err(error) => self.fail(*slot, Failure::Device(error.to_string())),

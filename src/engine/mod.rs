@@ -6,6 +6,7 @@
 
 mod adjust;
 mod batching;
+mod logprobs;
 mod queue;
 mod request;
 mod scheduler;
@@ -14,6 +15,7 @@ mod text;
 
 pub use adjust::Adjustments;
 pub use batching::Engine;
+pub use logprobs::Logprobs;
 pub use queue::{Load, Place, Refusal, Requests, Submitter, queue};
 pub use request::{Event, Failure, Outcome, Request, Usage};
 pub use scheduler::{Scheduler, Share};

@@ -5,6 +5,7 @@ use std::time::Instant;
 use futures_channel::mpsc::UnboundedSender;
 
 use super::adjust::Adjustments;
+use super::logprobs::Logprobs;
 use super::queue::Place;
 use crate::generate::{Limits, Sampler, StopReason};
 
@@ -17,6 +18,8 @@ pub struct Request {
     pub limits: Limits,
     /// Tokens that end the text, besides those of the model.
     pub stop_tokens: Vec<u32>,
+    /// How many of the likeliest tokens to name beside each token with its log probability; none: no log probabilities.
+    pub logprobs: Option<usize>,
     /// Which of the texts that share a channel this is.
     pub index: usize,
     /// Where the text goes. Dropping the receiver cancels the request, wherever it is.
@@ -36,8 +39,8 @@ pub struct Event {
 
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// Tokens were written. The text is what is certain after them, perhaps empty.
-    Text { text: String, tokens: Vec<u32> },
+    /// A token was written. The text is what is certain after it, perhaps empty.
+    Text { text: String, token: u32, logprobs: Option<Logprobs> },
     /// The last event of a text that ended well.
     End { reason: StopReason, usage: Usage },
     /// The last event of a text that did not.

@@ -1,5 +1,6 @@
 //! [`Text`]: a request in a slot.
 
+use super::logprobs::Logprobs;
 use super::request::{Failure, Outcome, Request, Usage};
 use crate::Result;
 use crate::generate::{Completion, StopReason, Tokenizer};
@@ -75,31 +76,36 @@ impl<'m> Text<'m> {
 
     /// Whether the likeliest token is the one to take, whatever else the logits are.
     pub fn is_greedy(&self) -> bool {
-        self.request.sampler.decides_among() == Some(1) && self.request.adjustments.is_empty()
+        let request = &self.request;
+        request.sampler.decides_among() == Some(1)
+            && request.adjustments.is_empty()
+            && request.logprobs.is_none()
     }
 
-    /// Samples the next token.
+    /// Samples the next token, with its log probabilities if they are wanted.
     ///
     /// # Errors
     /// A logit is not a number, or no token is left.
-    pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32> {
-        let generated = &self.tokens[self.request.prompt.len()..];
-        self.request.adjustments.apply(logits, generated);
-        self.request.sampler.sample(logits, &self.tokens)
+    pub fn sample(&mut self, logits: &[f32]) -> Result<(u32, Option<Logprobs>)> {
+        let request = &mut self.request;
+        let mut adjusted = logits.to_vec();
+        request.adjustments.apply(&mut adjusted, &self.tokens[request.prompt.len()..]);
+        let token = request.sampler.sample(&adjusted, &self.tokens)?;
+        Ok((token, request.logprobs.map(|count| Logprobs::of(logits, token, count))))
     }
 
     /// Appends a token and sends what it adds to the text; true if the text has ended.
     ///
     /// # Errors
     /// The tokenizer cannot decode it.
-    pub fn push(&mut self, token: u32, context: usize) -> Result<bool> {
+    pub fn push(&mut self, token: u32, logprobs: Option<Logprobs>, context: usize) -> Result<bool> {
         self.tokens.push(token);
         self.usage.generated_tokens += 1;
         let mut text = self.completion.push(token)?;
         if self.completion.reason().is_none() && self.tokens.len() > context {
             text += &self.completion.end(StopReason::Context)?;
         }
-        self.request.send(Outcome::Text { text, tokens: vec![token] });
+        self.request.send(Outcome::Text { text, token, logprobs });
         Ok(self.has_ended())
     }
 

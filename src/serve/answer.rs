@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -13,13 +14,15 @@ use serde_json::{Value, json};
 
 use super::app::{Call, now};
 use super::error::ApiError;
+use super::logprobs::{self, Named};
 use super::metrics::Record;
 use crate::engine::{Event, Outcome, Usage};
-use crate::generate::StopReason;
+use crate::generate::{StopReason, Tokenizer};
 
 /// The texts of one call. Dropping it cancels those that have not ended.
 pub struct Answer {
     model: String,
+    tokenizer: Arc<Tokenizer>,
     id: String,
     created: u64,
     call: Call,
@@ -34,6 +37,10 @@ struct Choice {
     text: String,
     finish: Option<&'static str>,
     usage: Usage,
+    /// Its tokens with their log probabilities, where they are wanted and the answer is sent whole.
+    tokens: Vec<Named>,
+    /// Characters of the tokens that a stream has named.
+    offset: usize,
 }
 
 /// The reason as OpenAI's API has it.
@@ -46,11 +53,17 @@ fn finish_reason(reason: StopReason) -> &'static str {
 }
 
 impl Answer {
-    pub fn new(model: String, call: Call, events: UnboundedReceiver<Event>, record: Record) -> Self {
+    pub fn new(
+        model: String,
+        tokenizer: Arc<Tokenizer>,
+        call: Call,
+        events: UnboundedReceiver<Event>,
+        record: Record,
+    ) -> Self {
         let prefix = if call.is_chat { "chatcmpl" } else { "cmpl" };
         let id = format!("{prefix}-{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
         let choices = vec![Choice::default(); call.prompts.len() * call.options.n];
-        Self { model, id, created: now(), call, events, record, choices }
+        Self { model, tokenizer, id, created: now(), call, events, record, choices }
     }
 
     /// The response: the whole object once every text has ended, or a stream that begins at once.
@@ -65,7 +78,10 @@ impl Answer {
         while !self.has_ended() {
             let (index, outcome) = self.next().await;
             match outcome? {
-                Piece::Text(text) => self.choices[index].text += &text,
+                Piece::Text(text, token) => {
+                    self.choices[index].text += &text;
+                    self.choices[index].tokens.extend(token);
+                }
                 Piece::End(finish, usage) => {
                     self.choices[index].finish = Some(finish);
                     self.choices[index].usage = usage;
@@ -74,18 +90,19 @@ impl Answer {
         }
         let choices: Vec<Value> = (0..self.choices.len())
             .map(|index| {
-                let Choice { text, finish, .. } = &self.choices[index];
+                let Choice { text, finish, tokens, .. } = &self.choices[index];
+                let logprobs = self.logprobs(tokens, 0);
                 match self.call.is_chat {
                     true => json!({
                         "index": index,
                         "message": { "role": "assistant", "content": text, "refusal": null },
-                        "logprobs": null,
+                        "logprobs": logprobs,
                         "finish_reason": finish,
                     }),
                     false => json!({
                         "index": index,
                         "text": format!("{}{text}", self.echo(index)),
-                        "logprobs": null,
+                        "logprobs": logprobs,
                         "finish_reason": finish,
                     }),
                 }
@@ -113,8 +130,17 @@ impl Answer {
     async fn advance(&mut self, ready: &mut VecDeque<String>) -> bool {
         let (index, outcome) = self.next().await;
         match outcome {
-            Ok(Piece::Text(text)) if text.is_empty() => {}
-            Ok(Piece::Text(text)) => ready.push_back(self.chunk(index, Some(&text), None).to_string()),
+            Ok(Piece::Text(text, None)) if text.is_empty() => {}
+            Ok(Piece::Text(text, token)) => {
+                let mut chunk = self.chunk(index, Some(&text), None);
+                if let Some(token) = token {
+                    let choice = &mut self.choices[index];
+                    let offset = choice.offset;
+                    choice.offset += token.characters();
+                    chunk["choices"][0]["logprobs"] = self.logprobs(&[token], offset);
+                }
+                ready.push_back(chunk.to_string());
+            }
             Ok(Piece::End(finish, usage)) => {
                 self.choices[index].finish = Some(finish);
                 self.choices[index].usage = usage;
@@ -144,11 +170,23 @@ impl Answer {
         };
         self.record.see(&event);
         let piece = match event.outcome {
-            Outcome::Text { text, .. } => Ok(Piece::Text(text)),
+            Outcome::Text { text, token, logprobs } => {
+                let named = logprobs.map(|logprobs| Named::new(&self.tokenizer, token, &logprobs));
+                Ok(Piece::Text(text, named))
+            }
             Outcome::End { reason, usage } => Ok(Piece::End(finish_reason(reason), usage)),
             Outcome::Failed(failure) => Err(failure.into()),
         };
         (event.index, piece)
+    }
+
+    /// Log probabilities in the form of the API that is answered, if they are wanted.
+    fn logprobs(&self, tokens: &[Named], offset: usize) -> Value {
+        match (self.call.options.logprobs, self.call.is_chat) {
+            (None, _) => Value::Null,
+            (Some(_), true) => logprobs::of_chat(tokens),
+            (Some(_), false) => logprobs::of_completion(tokens, offset),
+        }
     }
 
     fn has_ended(&self) -> bool {
@@ -224,6 +262,6 @@ impl Answer {
 
 /// What an event adds to a text.
 enum Piece {
-    Text(String),
+    Text(String, Option<Named>),
     End(&'static str, Usage),
 }

@@ -62,8 +62,13 @@ impl App {
     }
 
     /// The options of a call that writes up to `tokens` tokens unless it says otherwise.
-    pub fn options(&self, fields: &mut Fields, tokens: Option<usize>) -> Result<Options, ApiError> {
-        Options::take(fields, &self.sampling, tokens, self.tokenizer.len())
+    pub fn options(
+        &self,
+        fields: &mut Fields,
+        tokens: Option<usize>,
+        logprobs: Option<usize>,
+    ) -> Result<Options, ApiError> {
+        Options::take(fields, &self.sampling, tokens, logprobs, self.tokenizer.len())
     }
 
     /// Fails if the engine cannot take a prompt.
@@ -114,12 +119,13 @@ impl App {
                 adjustments: options.adjustments.clone(),
                 limits: options.limits.clone(),
                 stop_tokens: options.stop_tokens.clone(),
+                logprobs: options.logprobs,
                 index,
                 events: events.clone(),
                 place,
             })?;
         }
         let record = Record::new(&self.metrics, if call.is_chat { "chat" } else { "completion" }, count);
-        Ok(Answer::new(self.model.clone(), call, receiver, record))
+        Ok(Answer::new(self.model.clone(), self.tokenizer.clone(), call, receiver, record))
     }
 }

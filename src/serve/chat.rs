@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::app::{App, Call};
 use super::error::ApiError;
 use super::fields::Fields;
+use super::options::top_logprobs;
 use super::{Answered, parsed};
 use crate::generate::ChatTemplate;
 
@@ -30,7 +31,15 @@ pub async fn apply_template(State(app): State<Arc<App>>, fields: Fields) -> Answ
 
 fn call(app: &App, fields: &mut Fields) -> Result<Call, ApiError> {
     app.check(fields)?;
-    let options = app.options(fields, None)?;
+    let top = top_logprobs(fields, "top_logprobs")?;
+    let logprobs = match (fields.flag("logprobs")?.unwrap_or(false), top) {
+        (true, top) => Some(top.unwrap_or(0)),
+        (false, None | Some(0)) => None,
+        (false, Some(_)) => {
+            return Err(ApiError::field("top_logprobs", "top_logprobs: needs logprobs: true"));
+        }
+    };
+    let options = app.options(fields, None, logprobs)?;
     let text = render(app, fields)?;
     let prompt = app.tokenizer.encode(&text, false)?;
     app.check_prompt("messages", &prompt)?;

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::app::{App, Call};
 use super::error::ApiError;
 use super::fields::Fields;
+use super::options::top_logprobs;
 use super::parsed;
 
 /// Tokens to write unless a call says otherwise, as in OpenAI's API.
@@ -31,7 +32,8 @@ pub async fn completions(State(app): State<Arc<App>>, fields: Fields) -> Result<
 
 fn call(app: &App, fields: &mut Fields) -> Result<Call, ApiError> {
     app.check(fields)?;
-    let options = app.options(fields, Some(TOKENS))?;
+    let logprobs = top_logprobs(fields, "logprobs")?;
+    let options = app.options(fields, Some(TOKENS), logprobs)?;
     let expected = "a text, a list of texts, a list of token ids, or a list of such lists";
     let prompt = fields.need("prompt", expected)?;
     let add_special_tokens = fields.flag("add_special_tokens")?.unwrap_or(true);
@@ -46,7 +48,12 @@ fn call(app: &App, fields: &mut Fields) -> Result<Call, ApiError> {
         return Err(ApiError::field("prompt", "prompt: expected at least one, found none"));
     }
     prompts.iter().try_for_each(|ids| app.check_prompt("prompt", ids))?;
-    let echo = match (fields.flag("echo")?.unwrap_or(false), prompt) {
+    let echo = fields.flag("echo")?.unwrap_or(false);
+    if echo && logprobs.is_some() {
+        let why = "echo: log probabilities of the prompt are not supported yet";
+        return Err(ApiError::field("echo", why).code("unsupported_parameter"));
+    }
+    let echo = match (echo, prompt) {
         (false, _) => vec![],
         (true, Prompt::Text(text)) => vec![text],
         (true, Prompt::Texts(texts)) => texts,

@@ -15,7 +15,7 @@ const BODY_TIME: Duration = Duration::from_secs(60);
 
 /// Fields that are known and cannot be honoured, each with the values, as compact JSON, that ask for nothing. null never
 /// does.
-const UNSUPPORTED: [(&str, &[&str]); 31] = [
+const UNSUPPORTED: [(&str, &[&str]); 29] = [
     ("audio", &[]),
     ("best_of", &["1"]),
     ("continue_final_message", &["false"]),
@@ -28,7 +28,6 @@ const UNSUPPORTED: [(&str, &[&str]); 31] = [
     ("guided_regex", &[]),
     ("ignore_eos", &["false"]),
     ("length_penalty", &["1", "1.0"]),
-    ("logprobs", &["false"]),
     ("min_tokens", &["0"]),
     ("modalities", &["[\"text\"]"]),
     ("prediction", &[]),
@@ -41,7 +40,6 @@ const UNSUPPORTED: [(&str, &[&str]); 31] = [
     ("suffix", &["\"\""]),
     ("tool_choice", &["\"none\""]),
     ("tools", &["[]"]),
-    ("top_logprobs", &["0"]),
     ("truncate_prompt_tokens", &[]),
     ("typical_p", &["1", "1.0"]),
     ("use_beam_search", &["false"]),
@@ -168,13 +166,13 @@ mod tests {
     #[test]
     fn what_cannot_be_honoured_is_refused_unless_it_asks_for_nothing() {
         assert!(UNSUPPORTED.is_sorted());
-        let idle = json!({ "tools": [], "tool_choice": "none", "logprobs": null, "best_of": 1, "unknown": 3,
+        let idle = json!({ "tools": [], "tool_choice": "none", "suffix": null, "best_of": 1, "unknown": 3,
             "response_format": { "type": "text" } });
         assert!(fields(idle).refuse_unsupported().is_ok());
         for (name, value) in [
             ("tools", json!([{}])),
             ("tool_choice", json!("auto")),
-            ("logprobs", json!(0)),
+            ("best_of", json!(2)),
             ("response_format", json!({ "type": "json_object" })),
         ] {
             let error = fields(json!({ name: value })).refuse_unsupported().unwrap_err();

@@ -121,9 +121,9 @@ impl Record {
     /// Counts an event.
     pub fn see(&mut self, event: &Event) {
         match &event.outcome {
-            Outcome::Text { tokens, .. } => {
-                self.metrics.generation_tokens.inc_by(tokens.len() as u64);
-                self.usage.generated_tokens += tokens.len();
+            Outcome::Text { .. } => {
+                self.metrics.generation_tokens.inc();
+                self.usage.generated_tokens += 1;
                 let Some(last) = self.last.get_mut(event.index) else { return };
                 let (histogram, since) = match last.replace(event.at) {
                     Some(last) => (&self.metrics.next_token, last),

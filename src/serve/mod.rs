@@ -11,6 +11,7 @@ mod chat;
 mod completions;
 mod error;
 mod fields;
+mod logprobs;
 mod metrics;
 mod models;
 mod options;

@@ -11,6 +11,8 @@ use crate::generate::{Limits, Sampling};
 
 /// Stop strings that a call may have.
 const STOPS: usize = 16;
+/// Tokens that may be named beside each token.
+const TOP_LOGPROBS: usize = 20;
 
 /// What chat completions and completions have in common.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub struct Options {
     pub adjustments: Adjustments,
     pub limits: Limits,
     pub stop_tokens: Vec<u32>,
+    /// How many of the likeliest tokens to name beside each token's log probability.
+    pub logprobs: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -46,6 +50,7 @@ impl Options {
         fields: &mut Fields,
         model: &Sampling,
         tokens: Option<usize>,
+        logprobs: Option<usize>,
         known: usize,
     ) -> Result<Self, ApiError> {
         let n = fields.take("n", "a positive integer")?.unwrap_or(1);
@@ -68,7 +73,17 @@ impl Options {
                 stop: stop_strings(fields)?,
             },
             stop_tokens: fields.take("stop_token_ids", "a list of token ids")?.unwrap_or_default(),
+            logprobs,
         })
+    }
+}
+
+/// Takes how many of the likeliest tokens a field asks for.
+pub fn top_logprobs(fields: &mut Fields, name: &str) -> Result<Option<usize>, ApiError> {
+    let expected = "an integer from 0 to 20";
+    match fields.take(name, expected)? {
+        Some(count) if count > TOP_LOGPROBS => Err(ApiError::expected(name, expected, count)),
+        count => Ok(count),
     }
 }
 

@@ -26,6 +26,9 @@ def main(url, key="none"):
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 0
 
+    named = client.chat.completions.create(**ask, logprobs=True, top_logprobs=1).choices[0].logprobs.content
+    assert all(token.top_logprobs[0].logprob == token.logprob for token in named)
+
     prompt = {"model": model.id, "prompt": [75, 298, 68], "max_tokens": 8, "temperature": 0, "seed": 1}
     whole = client.completions.create(**prompt, n=2)
     assert len(whole.choices) == 2 and whole.choices[0].text == whole.choices[1].text
@@ -34,7 +37,7 @@ def main(url, key="none"):
     assert "".join(chunk.choices[0].text for chunk in streamed) == whole.choices[0].text
 
     for error, call in [
-        (openai.BadRequestError, lambda: client.chat.completions.create(**ask, logprobs=True)),
+        (openai.BadRequestError, lambda: client.chat.completions.create(**ask, tools=[{"type": "function", "function": {"name": "f"}}])),
         (openai.NotFoundError, lambda: client.completions.create(model="other", prompt="a")),
         (openai.NotFoundError, lambda: client.embeddings.create(model=model.id, input="a")),
     ]:

@@ -33,6 +33,7 @@ fn request(place: Place, prompt: &[u32], tokens: usize) -> (Request, UnboundedRe
         adjustments: Adjustments::default(),
         limits: Limits { tokens: Some(tokens), stop: vec![] },
         stop_tokens: vec![],
+        logprobs: None,
         index: 0,
         events,
         place,
@@ -49,7 +50,7 @@ fn received(receiver: &mut UnboundedReceiver<Event>) -> (Vec<u32>, Option<Outcom
     let mut all = vec![];
     while let Ok(event) = receiver.try_recv() {
         match event.outcome {
-            Outcome::Text { tokens, .. } => all.extend(tokens),
+            Outcome::Text { token, .. } => all.push(token),
             end => return (all, Some(end)),
         }
     }

@@ -103,6 +103,45 @@ fn a_prompt_of_ids_or_text_gives_n_texts() {
 }
 
 #[test]
+fn log_probabilities_name_the_token_that_was_taken() {
+    let server = Server::start(FIXTURE, &[]);
+    let body = with(chat("licensee may copy"), json!({ "logprobs": true, "top_logprobs": 2 }));
+    let (status, whole) = server.post(CHAT, &body);
+    assert_eq!(status, 200, "{whole}");
+    let choice = &whole["choices"][0];
+    let content = choice["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(whole["usage"]["completion_tokens"], content.len());
+    for token in content {
+        let logprob = token["logprob"].as_f64().unwrap();
+        let second = token["top_logprobs"][1]["logprob"].as_f64().unwrap();
+        assert_eq!(
+            (&token["top_logprobs"][0]["token"], &token["top_logprobs"][0]["logprob"]),
+            (&token["token"], &token["logprob"])
+        );
+        assert!(second <= logprob && logprob < 0.0, "{token}");
+    }
+    let (_, without) = server.post(CHAT, &chat("licensee may copy"));
+    assert_eq!(
+        (&without["choices"][0]["message"], &without["choices"][0]["logprobs"]),
+        (&choice["message"], &json!(null))
+    );
+    let streamed = server.open(CHAT, &with(body, json!({ "stream": true }))).chunks();
+    let pieces = streamed.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array());
+    assert_eq!(&pieces.flatten().cloned().collect::<Vec<_>>(), content);
+
+    let prompt = json!({ "prompt": [75, 298, 68], "max_tokens": 6, "logprobs": 1, "seed": 1 });
+    let (status, whole) = server.post(COMPLETIONS, &prompt);
+    assert_eq!(status, 200, "{whole}");
+    let logprobs = &whole["choices"][0]["logprobs"];
+    for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(whole["usage"]["completion_tokens"], logprobs[list].as_array().unwrap().len(), "{list}");
+    }
+    let streamed = server.open(COMPLETIONS, &with(prompt, json!({ "stream": true }))).chunks();
+    let offsets = streamed.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["text_offset"].get(0));
+    assert_eq!(&offsets.cloned().collect::<Vec<_>>(), logprobs["text_offset"].as_array().unwrap());
+}
+
+#[test]
 fn clients_at_once_get_what_they_get_one_by_one() {
     let server = Server::start(FIXTURE, &["--max-seqs", "3"]);
     let prompts: Vec<String> =
@@ -157,7 +196,8 @@ fn mistakes_are_errors_that_name_the_field() {
         (json!({ "stop": "" }), "stop"),
         (json!({ "logit_bias": { "60000": 1 } }), "logit_bias"),
         (json!({ "presence_penalty": 3 }), "presence_penalty"),
-        (json!({ "logprobs": 1 }), "logprobs"),
+        (json!({ "logprobs": 21 }), "logprobs"),
+        (json!({ "logprobs": 1, "echo": true }), "echo"),
         (json!({ "suffix": "x" }), "suffix"),
         (json!({ "stream_options": 3 }), "stream_options"),
     ] {

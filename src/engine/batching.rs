@@ -10,7 +10,7 @@ use crate::generate::Tokenizer;
 use crate::model::{Batch, Model, Session, SessionOptions};
 use crate::{Error, Result};
 
-/// Continuous batching over the slots of one session: what every request gets is what it would get alone.
+/// Continuous batching over the slots of one session: but for rounding, every request gets what it would get alone.
 pub struct Engine<'m, B: Backend> {
     session: Session<'m, B>,
     tokenizer: &'m Tokenizer,

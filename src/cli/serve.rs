@@ -60,7 +60,7 @@ pub struct ServeArgs {
     /// Key that clients must send; FASQ_API_KEY may hold it, where other users cannot see it
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
-    /// Origin of web pages that may ask, like https://example.com; * for any; may be given more than once
+    /// Origin of web pages that may ask, scheme and port included; * for any; may be given more than once
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
     /// Seconds that running requests have to end after Ctrl-C or SIGTERM

@@ -1,8 +1,8 @@
 //! The HTTP server: OpenAI's API over the [`engine`](crate::engine).
 //!
-//! [`App`] has what every request needs; a handler takes its [`Fields`](fields::Fields) one by one into a call, hands the
-//! call to the engine and gives back an answer, whole or as server-sent events. What is known and cannot be honoured is an
-//! error ([`error::ApiError`]), never ignored.
+//! [`App`] has what every request needs. A handler takes a request's fields one by one into a call, hands the call to the
+//! engine and gives back an answer, whole or as server-sent events. What is known and cannot be honoured is an error,
+//! never ignored.
 
 mod access;
 mod answer;
